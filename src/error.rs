@@ -1,0 +1,16 @@
+//! Every error of the crate in one type.
+
+/// Anything that can go wrong in lopt.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A layout is inconsistent or does not match.
+    #[error(transparent)]
+    Layout(#[from] crate::layout::LayoutError),
+    /// A configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] crate::gpt::ConfigError),
+}
+
+/// `Result` with lopt's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;

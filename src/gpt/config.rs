@@ -1,0 +1,148 @@
+//! What a G.pt is made of, and how it is trained and sampled.
+
+use serde::{Deserialize, Serialize};
+
+/// A configuration that cannot be used.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A field is outside its range.
+    #[error("`{field}` is {found}, expected {expected}")]
+    Field {
+        /// Name of the field.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// What it must be.
+        expected: String,
+    },
+    /// The configuration does not fit the network.
+    #[error("tokenization `units` needs at least one unit group, the layout has none: use `chunk_within_layer`")]
+    NoUnitGroups,
+}
+
+impl ConfigError {
+    /// Checks one field.
+    pub(crate) fn check(
+        ok: bool,
+        field: &'static str,
+        found: impl std::fmt::Display,
+        expected: impl Into<String>,
+    ) -> Result<(), Self> {
+        if ok {
+            Ok(())
+        } else {
+            Err(Self::Field { field, found: found.to_string(), expected: expected.into() })
+        }
+    }
+}
+
+/// How parameters are cut into tokens.
+///
+/// # Source
+/// The first four: the G.pt code, `build_splits`. `Units` is ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "policy", rename_all = "snake_case")]
+pub enum Tokenization {
+    /// The whole input, scalars included, in pieces of `length`.
+    Chunk {
+        /// Values in a token.
+        length: usize,
+    },
+    /// One token for each tensor, and for each scalar.
+    LayerByLayer,
+    /// Pieces of at most `length` that never cross a tensor boundary.
+    ChunkWithinLayer {
+        /// Values in a token.
+        length: usize,
+    },
+    /// Pieces of at most `length` that never cross the boundary of a flat vector.
+    ChunkWithinInput {
+        /// Values in a token.
+        length: usize,
+    },
+    /// One token for each unit of each unit group, with everything attached to
+    /// it, of both vectors at once; equivariant to reordering the units.
+    Units,
+}
+
+/// What the network predicts at a diffusion step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prediction {
+    /// The clean parameters, `x_0`.
+    #[default]
+    Start,
+    /// The noise, `ε`.
+    Noise,
+}
+
+/// Shape of a G.pt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelConfig {
+    /// How parameters are cut into tokens. Default [`Tokenization::Units`].
+    pub tokenization: Tokenization,
+    /// Width `D` of the transformer, a multiple of `heads`. Default 128.
+    pub width: usize,
+    /// Number of blocks `L`. Default 4.
+    pub blocks: usize,
+    /// Attention heads `H`. Default 4.
+    pub heads: usize,
+    /// Linear layers in a token's encoder, at least 1. Default 1.
+    pub encoder_depth: usize,
+    /// Linear layers in a token's decoder, at least 1. Default 1.
+    pub decoder_depth: usize,
+    /// Frequencies `F` of the scalar embedding. Default 128.
+    pub frequencies: usize,
+    /// Highest frequency, as a power of two. Default 14.
+    pub max_frequency_log2: f64,
+    /// Whether target and present metric are given besides their difference. Default true.
+    pub absolute_conditioning: bool,
+    /// What is predicted. Default [`Prediction::Start`].
+    pub prediction: Prediction,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            tokenization: Tokenization::Units,
+            width: 128,
+            blocks: 4,
+            heads: 4,
+            encoder_depth: 1,
+            decoder_depth: 1,
+            frequencies: 128,
+            max_frequency_log2: 14.0,
+            absolute_conditioning: true,
+            prediction: Prediction::Start,
+        }
+    }
+}
+
+impl ModelConfig {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// The first field outside its range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let check = ConfigError::check;
+        check(self.width > 0, "width", self.width, "at least 1")?;
+        check(self.blocks > 0, "blocks", self.blocks, "at least 1")?;
+        let divides = self.heads > 0 && self.width % self.heads == 0;
+        check(divides, "heads", self.heads, format!("a divisor of width {}", self.width))?;
+        check(self.encoder_depth > 0, "encoder_depth", self.encoder_depth, "at least 1")?;
+        check(self.decoder_depth > 0, "decoder_depth", self.decoder_depth, "at least 1")?;
+        check(self.frequencies > 1, "frequencies", self.frequencies, "at least 2")?;
+        let range = 0.0..=30.0;
+        let log2 = self.max_frequency_log2;
+        check(range.contains(&log2), "max_frequency_log2", log2, "0 to 30")?;
+        match self.tokenization {
+            Tokenization::Chunk { length }
+            | Tokenization::ChunkWithinLayer { length }
+            | Tokenization::ChunkWithinInput { length } => {
+                check(length > 0, "length", length, "at least 1")
+            }
+            Tokenization::LayerByLayer | Tokenization::Units => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Learned optimizers for dfdx.
+
+extern crate self as lopt;
+
+pub mod error;
+pub mod gpt;
+pub mod layout;
+pub mod metric;
+pub mod symmetry;
+
+pub use error::{Error, Result};
