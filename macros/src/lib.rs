@@ -1,1 +1,1 @@
-
+//! The `#[lopt::network]` attribute.

@@ -26,13 +26,13 @@ impl ConfigError {
     pub(crate) fn check(
         ok: bool,
         field: &'static str,
-        found: impl std::fmt::Display,
-        expected: impl Into<String>,
+        found: &dyn std::fmt::Display,
+        expected: &dyn std::fmt::Display,
     ) -> Result<(), Self> {
         if ok {
             Ok(())
         } else {
-            Err(Self::Field { field, found: found.to_string(), expected: expected.into() })
+            Err(Self::Field { field, found: found.to_string(), expected: expected.to_string() })
         }
     }
 }
@@ -126,21 +126,21 @@ impl ModelConfig {
     /// The first field outside its range.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let check = ConfigError::check;
-        check(self.width > 0, "width", self.width, "at least 1")?;
-        check(self.blocks > 0, "blocks", self.blocks, "at least 1")?;
+        check(self.width > 0, "width", &self.width, &"at least 1")?;
+        check(self.blocks > 0, "blocks", &self.blocks, &"at least 1")?;
         let divides = self.heads > 0 && self.width % self.heads == 0;
-        check(divides, "heads", self.heads, format!("a divisor of width {}", self.width))?;
-        check(self.encoder_depth > 0, "encoder_depth", self.encoder_depth, "at least 1")?;
-        check(self.decoder_depth > 0, "decoder_depth", self.decoder_depth, "at least 1")?;
-        check(self.frequencies > 1, "frequencies", self.frequencies, "at least 2")?;
+        check(divides, "heads", &self.heads, &format!("a divisor of width {}", self.width))?;
+        check(self.encoder_depth > 0, "encoder_depth", &self.encoder_depth, &"at least 1")?;
+        check(self.decoder_depth > 0, "decoder_depth", &self.decoder_depth, &"at least 1")?;
+        check(self.frequencies > 1, "frequencies", &self.frequencies, &"at least 2")?;
         let range = 0.0..=30.0;
         let log2 = self.max_frequency_log2;
-        check(range.contains(&log2), "max_frequency_log2", log2, "0 to 30")?;
+        check(range.contains(&log2), "max_frequency_log2", &log2, &"0 to 30")?;
         match self.tokenization {
             Tokenization::Chunk { length }
             | Tokenization::ChunkWithinLayer { length }
             | Tokenization::ChunkWithinInput { length } => {
-                check(length > 0, "length", length, "at least 1")
+                check(length > 0, "length", &length, &"at least 1")
             }
             Tokenization::LayerByLayer | Tokenization::Units => Ok(()),
         }
