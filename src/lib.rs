@@ -9,6 +9,7 @@ pub mod metric;
 pub mod network;
 pub mod optimizer;
 pub mod symmetry;
+pub mod tasks;
 
 pub use error::{Error, Result};
 pub use lopt_macros::network;
