@@ -10,6 +10,9 @@ pub enum Error {
     /// A configuration cannot be used.
     #[error(transparent)]
     Config(#[from] crate::gpt::ConfigError),
+    /// A checkpoint store, a recording or a data set cannot be used.
+    #[error(transparent)]
+    Store(#[from] crate::checkpoints::StoreError),
 }
 
 /// `Result` with lopt's [`Error`].
