@@ -3,6 +3,7 @@
 extern crate self as lopt;
 
 pub mod error;
+pub mod eval;
 pub mod gpt;
 pub mod layout;
 pub mod metric;
