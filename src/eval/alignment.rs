@@ -25,7 +25,7 @@ use crate::metric::Direction;
 /// `r_squared` of the G.pt code, which adds 1e-8 to the denominator.
 pub fn r_squared(targets: &[f64], predictions: &[f64], columns: usize) -> f64 {
     assert_eq!(targets.len(), predictions.len());
-    assert_eq!(targets.len() % columns, 0);
+    assert!(targets.len().is_multiple_of(columns));
     let rows = targets.chunks(columns).zip(predictions.chunks(columns));
     let score = |(targets, predictions): (&[f64], &[f64])| {
         let mean = targets.iter().sum::<f64>() / columns as f64;
@@ -148,7 +148,8 @@ pub fn one_step<E>(
     measure: &mut Measure<'_, E>,
 ) -> Result<Vec<f64>, E> {
     let count = current.len();
-    assert!(count > 0 && networks.len() % count == 0 && prompts.len() % count == 0);
+    assert!(count > 0, "at least one network");
+    assert!(networks.len().is_multiple_of(count) && prompts.len().is_multiple_of(count));
     let (size, columns) = (networks.len() / count, prompts.len() / count);
     let repeated = |row: &[f32]| row.repeat(columns);
     let start: Vec<f32> = networks.chunks(size).flat_map(repeated).collect();

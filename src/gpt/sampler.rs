@@ -172,6 +172,10 @@ impl<F: Float> NoiseSource<F> for SeededNoise {
     }
 }
 
+/// A model of one denoising step: `x_t [N, P]`, the diffusion step, and where
+/// to write the model's output, `[N, P]`.
+pub type Denoise<'a, F, E> = dyn FnMut(&[F], F, &mut [F]) -> Result<(), E> + 'a;
+
 /// What a sampler has made of one step.
 #[derive(Clone, Copy, Debug)]
 pub struct Trace<'a, F> {
@@ -285,7 +289,7 @@ impl Sampler {
         &self,
         noise: &mut dyn NoiseSource<F>,
         len: usize,
-        predict: &mut dyn FnMut(&[F], F, &mut [F]) -> Result<(), E>,
+        predict: &mut Denoise<'_, F, E>,
     ) -> Result<Vec<F>, E> {
         self.sample_traced(noise, len, predict, &mut |_| ())
     }
@@ -298,7 +302,7 @@ impl Sampler {
         &self,
         noise: &mut dyn NoiseSource<F>,
         len: usize,
-        predict: &mut dyn FnMut(&[F], F, &mut [F]) -> Result<(), E>,
+        predict: &mut Denoise<'_, F, E>,
         trace: &mut dyn FnMut(Trace<'_, F>),
     ) -> Result<Vec<F>, E> {
         let mut sample = vec![F::zero(); len];
