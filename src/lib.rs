@@ -4,6 +4,7 @@ extern crate self as lopt;
 
 pub mod checkpoints;
 pub mod error;
+pub mod eval;
 pub mod gpt;
 pub mod layout;
 pub mod metric;

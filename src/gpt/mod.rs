@@ -4,5 +4,13 @@
 //! Peebles et al. 2022, arXiv:2209.12892.
 
 pub mod config;
+pub mod diffusion;
+pub mod normalizer;
+pub mod sampler;
+pub mod schedule;
 
 pub use config::{ConfigError, ModelConfig, Prediction, Tokenization};
+pub use diffusion::NoiseSchedule;
+pub use normalizer::Normalizer;
+pub use sampler::{NoiseSource, Sampler, SamplerConfig, SamplerKind, SeededNoise, Spacing};
+pub use schedule::LearningRateSchedule;
