@@ -10,6 +10,12 @@ pub enum Error {
     /// The parameters of a model could not be read or written.
     #[error(transparent)]
     Network(#[from] crate::network::NetworkError),
+    /// An update was not made.
+    #[error(transparent)]
+    Update(#[from] crate::optimizer::UpdateError),
+    /// The state of an optimizer could not be saved or restored.
+    #[error(transparent)]
+    State(#[from] crate::optimizer::StateError),
     /// A configuration cannot be used.
     #[error(transparent)]
     Config(#[from] crate::gpt::ConfigError),
