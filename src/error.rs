@@ -7,9 +7,15 @@ pub enum Error {
     /// A layout is inconsistent or does not match.
     #[error(transparent)]
     Layout(#[from] crate::layout::LayoutError),
+    /// The parameters of a model could not be read or written.
+    #[error(transparent)]
+    Network(#[from] crate::network::NetworkError),
     /// A configuration cannot be used.
     #[error(transparent)]
     Config(#[from] crate::gpt::ConfigError),
+    /// A checkpoint store, a recording or a data set cannot be used.
+    #[error(transparent)]
+    Store(#[from] crate::checkpoints::StoreError),
 }
 
 /// `Result` with lopt's [`Error`].
