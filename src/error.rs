@@ -10,6 +10,9 @@ pub enum Error {
     /// A configuration cannot be used.
     #[error(transparent)]
     Config(#[from] crate::gpt::ConfigError),
+    /// A pass of the engine could not run.
+    #[error(transparent)]
+    Engine(#[from] crate::engine::EngineError),
 }
 
 /// `Result` with lopt's [`Error`].

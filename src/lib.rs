@@ -2,6 +2,7 @@
 
 extern crate self as lopt;
 
+pub mod engine;
 pub mod error;
 pub mod gpt;
 pub mod layout;
