@@ -3,6 +3,7 @@
 extern crate self as lopt;
 
 pub mod checkpoints;
+pub mod engine;
 pub mod error;
 pub mod eval;
 pub mod gpt;
@@ -13,6 +14,7 @@ pub mod optimizer;
 pub mod symmetry;
 
 pub use error::{Error, Result};
+pub use gpt::{Gpt, Pretrained};
 pub use lopt_macros::network;
 pub use network::Network;
 pub use optimizer::LearnedOptimizer;

@@ -12,12 +12,14 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::{Dataset, RunSpan, StoreError};
 use crate::symmetry::{gather, Symmetry};
 
 /// Where the later checkpoint of a pair is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TargetSpacing {
     /// Every distance in checkpoints is equally likely, as in G.pt.
     #[default]

@@ -159,8 +159,7 @@ pub(crate) fn write<H: Serialize>(
     let metadata = HashMap::from([(HEADER_KEY.to_owned(), json)]);
     let bytes = safetensors::serialize(views, Some(metadata))
         .map_err(|source| FileError::Malformed { source })?;
-    replace(path, &bytes)
-        .map_err(|source| FileError::Write { path: path.to_owned(), source })
+    replace(path, &bytes).map_err(|source| FileError::Write { path: path.to_owned(), source })
 }
 
 /// Puts `bytes` in the place of `path` in one step.

@@ -10,8 +10,8 @@ use dfdx::tensor_ops::Device;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Executor, Inputs, Sampler, SamplerConfig, SeededNoise, Transformer,
-    Weights, WeightsError, DIFFUSION_STEPS,
+    Executor, Inputs, Sampler, SamplerConfig, SeededNoise, Transformer, Weights, WeightsError,
+    DIFFUSION_STEPS,
 };
 use crate::engine::EngineError;
 use crate::network::{flatten, unflatten, Network};
@@ -89,9 +89,7 @@ impl Pretrained {
     /// Never, unless the crate was packaged wrongly.
     pub fn weights(self) -> Result<Weights, WeightsError> {
         match self {
-            Self::Digits => {
-                Weights::from_bytes(include_bytes!("../../weights/digits.safetensors"))
-            }
+            Self::Digits => Weights::from_bytes(include_bytes!("../../weights/digits.safetensors")),
         }
     }
 }
@@ -259,10 +257,9 @@ impl Gpt {
         target: &[f64],
     ) -> Result<Vec<f32>, UpdateError> {
         let size = self.weights.header.layout.num_parameters();
-        for (buffer, found, expected) in [
-            ("start", start.len(), size * current.len()),
-            ("target", target.len(), current.len()),
-        ] {
+        for (buffer, found, expected) in
+            [("start", start.len(), size * current.len()), ("target", target.len(), current.len())]
+        {
             if found != expected {
                 return Err(SampleError::Length { buffer, found, expected }.into());
             }
@@ -274,11 +271,8 @@ impl Gpt {
         for (chunk, rows) in start.chunks(size * MAX_BATCH).enumerate() {
             let rows_before = chunk * MAX_BATCH;
             let chosen = rows_before..rows_before + rows.len() / size;
-            let batch = Batch {
-                start: rows,
-                current: &current[chosen.clone()],
-                target: &target[chosen],
-            };
+            let batch =
+                Batch { start: rows, current: &current[chosen.clone()], target: &target[chosen] };
             let noise = SeededNoise::new(self.config.seed, self.draws + chunk as u64);
             samples.extend(self.engine.sample(&self.weights, &self.sampler, noise, &batch)?);
         }
@@ -320,7 +314,8 @@ impl Gpt {
         let prompt = self.applied_prompt()?;
         let start = read(model)?;
         let target = vec![prompt.applied; candidates];
-        let samples = self.sample(&start.repeat(candidates), &vec![current; candidates], &target)?;
+        let samples =
+            self.sample(&start.repeat(candidates), &vec![current; candidates], &target)?;
         let mut report = UpdateReport::default();
         report.evaluations = self.sampler.timesteps().len();
         report.prompt = Some(prompt);

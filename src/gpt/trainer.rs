@@ -381,11 +381,8 @@ impl Trainer {
             return Err(TrainError::Diverged { step, loss });
         }
         let learning_rate = self.config.schedule().at(step as f64);
-        let settings = AdamW {
-            learning_rate,
-            weight_decay: self.config.weight_decay,
-            ..AdamW::default()
-        };
+        let settings =
+            AdamW { learning_rate, weight_decay: self.config.weight_decay, ..AdamW::default() };
         let update = Update {
             step: step + 1,
             gradient: &self.gradient,

@@ -33,7 +33,9 @@ pub enum WeightsError {
         source: ConfigError,
     },
     /// The prompt range in the file is not usable.
-    #[error("prompt range is {best} (best) to {worst} (worst), expected finite values in this order")]
+    #[error(
+        "prompt range is {best} (best) to {worst} (worst), expected finite values in this order"
+    )]
     PromptRange {
         /// Best value.
         best: f64,
@@ -140,8 +142,7 @@ impl Weights {
     pub fn save(&self, path: impl AsRef<Path>, precision: Precision) -> Result<(), WeightsError> {
         let model = Transformer::new(self.header.config.clone(), &self.header.layout)?;
         let shape = [self.frequencies.len()];
-        let frequencies =
-            Entry { name: FREQUENCIES, shape: &shape, values: &self.frequencies };
+        let frequencies = Entry { name: FREQUENCIES, shape: &shape, values: &self.frequencies };
         let mut entries = vec![(frequencies, Precision::F32)];
         for spec in model.parameters() {
             let values = &self.parameters[spec.range()];
