@@ -536,3 +536,115 @@ impl<E: Dtype> Distribution<E> for Sequence<'_, E> {
         self.values.get(position).copied().unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use dfdx::optim::{Adam, Momentum, RMSprop, WeightDecay};
+    use dfdx::prelude::*;
+
+    use super::*;
+    use crate::network::{flatten, Built};
+
+    #[lopt::network]
+    struct Mlp {
+        hidden: Linear<3, 5>,
+        activation: ReLU,
+        output: Linear<5, 2>,
+    }
+
+    /// Thirty updates by both, on the same gradients: equal to the last bit.
+    fn same_as_dfdx<R, O>(
+        adapter: impl Fn(&Built<Mlp, f32, Cpu>) -> Adapter<R, Built<Mlp, f32, Cpu>, f32, Cpu>,
+        theirs: impl Fn(&Built<Mlp, f32, Cpu>) -> O,
+    ) where
+        R: Rule<f32, Cpu>,
+        O: Optimizer<Built<Mlp, f32, Cpu>, Cpu, f32>,
+    {
+        let dev = Cpu::seed_from_u64(1);
+        let (x, y) = (dev.sample_normal::<Rank2<16, 3>>(), dev.sample_normal::<Rank2<16, 2>>());
+        let mut a = dev.build_module::<Mlp, f32>();
+        let mut b = a.clone();
+        let (mut adapter, mut theirs) = (adapter(&a), theirs(&b));
+        for _ in 0..30 {
+            let gradients = |model: &Built<Mlp, f32, Cpu>| {
+                mse_loss(model.forward(x.traced(model.alloc_grads())), y.clone()).backward()
+            };
+            let (for_a, for_b) = (gradients(&a), gradients(&b));
+            adapter.try_update(&mut a, Some(&for_a)).unwrap();
+            theirs.update(&mut b, &for_b).unwrap();
+            let bits = |model| flatten(model).unwrap().into_iter().map(f32::to_bits);
+            assert!(bits(&a).eq(bits(&b)));
+        }
+    }
+
+    #[test]
+    fn sgd_is_that_of_dfdx() {
+        let decays = [None, Some(WeightDecay::L2(0.1)), Some(WeightDecay::Decoupled(0.1))];
+        let momenta = [None, Some(Momentum::Classic(0.9)), Some(Momentum::Nesterov(0.9))];
+        for weight_decay in decays {
+            for momentum in momenta {
+                let config = SgdConfig { lr: 0.05, momentum, weight_decay };
+                same_as_dfdx(
+                    |model| Adapter::sgd(model, config).unwrap(),
+                    |model| Sgd::new(model, config),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn adam_is_that_of_dfdx() {
+        for weight_decay in [None, Some(WeightDecay::L2(0.1)), Some(WeightDecay::Decoupled(0.1))] {
+            let config = AdamConfig { lr: 0.05, weight_decay, ..Default::default() };
+            same_as_dfdx(
+                |model| Adapter::adam(model, config).unwrap(),
+                |model| Adam::new(model, config),
+            );
+        }
+    }
+
+    #[test]
+    fn rmsprop_is_that_of_dfdx() {
+        for centered in [false, true] {
+            for momentum in [None, Some(0.9)] {
+                let config = RMSpropConfig { centered, momentum, ..Default::default() };
+                same_as_dfdx(
+                    |model| Adapter::rmsprop(model, config).unwrap(),
+                    |model| RMSprop::new(model, config),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_state_of_another_model_is_refused() {
+        let dev = Cpu::default();
+        let mut small =
+            Adapter::adam(&dev.build_module::<Linear<2, 1>, f32>(), AdamConfig::default()).unwrap();
+        let large =
+            Adapter::adam(&dev.build_module::<Linear<3, 1>, f32>(), AdamConfig::default()).unwrap();
+        let error = small.restore(&large.state().unwrap()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the state of tensor 0 is `weight (3 values of moment1, moment2)`, \
+             expected `weight (2 values of moment1, moment2)`"
+        );
+    }
+
+    #[test]
+    fn a_state_of_a_wider_dtype_that_does_not_fit_is_refused() {
+        let dev = Cpu::default();
+        let mut model = dev.build_module::<Linear<1, 1>, f64>();
+        let mut wide = Adapter::sgd(&model, SgdConfig { lr: 1e-300, ..momentum() }).unwrap();
+        let gradients = (model.forward(dev.tensor([1e200]).leaky_trace()) * 1e100).mean();
+        wide.try_update(&mut model, Some(&gradients.backward())).unwrap();
+        let narrow = dev.build_module::<Linear<1, 1>, f32>();
+        let mut narrow = Adapter::sgd(&narrow, momentum()).unwrap();
+        let error = narrow.restore(&wide.state().unwrap()).unwrap_err();
+        assert!(matches!(error, StateError::NonFinite { tensor } if tensor == "weight"));
+    }
+
+    fn momentum() -> SgdConfig {
+        SgdConfig { lr: 0.1, momentum: Some(Momentum::Classic(0.9)), weight_decay: None }
+    }
+}
