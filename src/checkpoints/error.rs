@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::layout::LayoutError;
 use crate::metric::Metric;
+use crate::network::NetworkError;
 
 /// Why a checkpoint store, a recording or a data set could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +118,14 @@ pub enum StoreError {
         id: u64,
         /// Lengths found and expected.
         source: LayoutError,
+    },
+    /// The parameters of a model could not be read.
+    #[error("cannot read the model of run {id}")]
+    Network {
+        /// Number of the run.
+        id: u64,
+        /// What is wrong with the model.
+        source: NetworkError,
     },
     /// A checkpoint does not have one value for each metric.
     #[error("checkpoint of run {id} has {found} metrics, expected {expected}: {names}")]
