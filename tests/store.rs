@@ -126,7 +126,7 @@ fn the_parameters_of_a_model_are_recorded_in_order() {
     let mut run = store.begin_run(RunInfo::new(1, 0)).unwrap();
     let wrong = dev.build_module::<Linear<2, 2>, f32>();
     let e = run.record(&wrong, &[1.0]).unwrap_err();
-    assert!(matches!(e, StoreError::Parameters { id: 1, .. }), "{e}");
+    assert!(matches!(e, StoreError::ParameterCount { id: 1, .. }), "{e}");
 }
 
 #[test]
@@ -215,7 +215,7 @@ fn wrong_lengths_and_orders_are_errors() {
     let store = Store::create(folder.path(), metadata(Precision::F32)).unwrap();
     let mut run = store.begin_run(RunInfo::new(3, 0)).unwrap();
     let e = run.record_flat(&[0.0; 3], &[1.0, 1.0]).unwrap_err();
-    assert!(matches!(e, StoreError::Parameters { id: 3, .. }));
+    assert!(matches!(e, StoreError::ParameterCount { id: 3, .. }));
     let e = run.record_flat(&[0.0; WIDTH], &[1.0]).unwrap_err();
     let expected = "has 1 metrics, expected 2: validation loss, test error";
     assert!(e.to_string().contains(expected), "{e}");

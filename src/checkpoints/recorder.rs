@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 
 use super::store::Recorded;
 use super::{Parameters, RunInfo, Store, StoreError};
-use crate::layout::LayoutError;
 use crate::network::flatten;
 
 /// Why a run is dropped.
@@ -66,6 +65,7 @@ pub enum Outcome {
 ///
 /// # Examples
 /// ```
+/// use dfdx::optim::{Optimizer as _, Sgd, SgdConfig};
 /// use dfdx::prelude::*;
 /// use lopt::checkpoints::{Metadata, Outcome, RunInfo, Store};
 /// use lopt::metric::Metric;
@@ -168,8 +168,8 @@ impl Run {
         E: Dtype + AsPrimitive<f32>,
         D: Device<E>,
     {
-        let flat =
-            flatten(model).map_err(|source| StoreError::Network { id: self.info.id, source })?;
+        let flat = flatten(model)
+            .map_err(|e| StoreError::Network { id: self.info.id, source: Box::new(e) })?;
         let flat: Vec<f32> = flat.into_iter().map(|value: E| value.as_()).collect();
         self.record_flat(&flat, metrics)
     }
@@ -191,8 +191,7 @@ impl Run {
         let metadata = self.store.metadata();
         let (found, expected) = (parameters.len(), metadata.layout.num_parameters());
         if found != expected {
-            let source = LayoutError::Length { found, expected };
-            return Err(StoreError::Parameters { id, source });
+            return Err(StoreError::ParameterCount { id, found, expected });
         }
         let (found, expected) = (metrics.len(), metadata.metrics.len());
         if found != expected {
