@@ -25,6 +25,18 @@ pub enum Error {
     /// A seed is too large.
     #[error(transparent)]
     Seed(#[from] crate::tasks::SeedError),
+    /// A checkpoint store, a recording or a data set cannot be used.
+    #[error(transparent)]
+    Store(#[from] crate::checkpoints::StoreError),
+    /// A pass of the engine could not run.
+    #[error(transparent)]
+    Engine(#[from] crate::engine::EngineError),
+    /// A G.pt could not be trained, or its training not be saved.
+    #[error(transparent)]
+    Train(#[from] crate::gpt::TrainError),
+    /// A weights file could not be read or written.
+    #[error(transparent)]
+    Weights(#[from] crate::gpt::WeightsError),
 }
 
 /// `Result` with lopt's [`Error`].

@@ -2,7 +2,10 @@
 
 extern crate self as lopt;
 
+pub mod checkpoints;
+pub mod engine;
 pub mod error;
+pub mod eval;
 pub mod gpt;
 pub mod layout;
 pub mod metric;
@@ -12,6 +15,7 @@ pub mod symmetry;
 pub mod tasks;
 
 pub use error::{Error, Result};
+pub use gpt::{Gpt, Pretrained};
 pub use lopt_macros::network;
 pub use network::Network;
 pub use optimizer::LearnedOptimizer;

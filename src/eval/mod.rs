@@ -1,0 +1,3 @@
+//! How well a learned optimizer does what it is asked.
+
+pub mod alignment;

@@ -1,0 +1,107 @@
+//! Parity with the G.pt reference: replays every golden case.
+//!
+//! A case is a JSON file that says what was computed and how exactly it must be
+//! met, and in most cases a safetensors file of the same name. Cases are found
+//! by what their JSON says, never by file name, in `tests/golden` and, where it
+//! is set, in the folder that `LOPT_FIXTURES` names.
+//!
+//! Each line shows the check that came nearest to its tolerance.
+
+mod augment;
+mod case;
+mod metrics;
+mod network;
+mod normalize;
+mod prompting;
+mod report;
+mod schedules;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use crate::case::Case;
+use crate::report::{Outcome, Report};
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // In turn, so that each line is printed whole.
+    arguments.test_threads = Some(1);
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut trials = Vec::new();
+    collect("golden", &golden, &mut trials);
+    if let Some(folder) = std::env::var_os("LOPT_FIXTURES") {
+        collect("fixtures", Path::new(&folder), &mut trials);
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// One trial for each JSON file below `root`, and one more that fails if there is none.
+fn collect(label: &str, root: &Path, trials: &mut Vec<Trial>) {
+    let mut files = Vec::new();
+    find(root, &mut files);
+    files.sort();
+    let (root, label) = (root.to_owned(), label.to_owned());
+    if !files.iter().any(|file| file.extension().is_some_and(|e| e == "json")) {
+        let message = format!("no cases in {}", root.display());
+        trials.push(Trial::test(label, move || Err(Failed::from(message))));
+        return;
+    }
+    for file in files {
+        let name = file.strip_prefix(&root).unwrap_or(&file).with_extension("");
+        let name = format!("{label}/{}", name.display());
+        if file.extension().is_some_and(|e| e == "json") {
+            trials.push(Trial::test(name, move || run(&file)));
+        } else if file.extension().is_some_and(|e| e == "safetensors")
+            && !file.with_extension("json").exists()
+        {
+            let failed = || Err(Failed::from("a safetensors file with no JSON beside it"));
+            trials.push(Trial::test(name, failed));
+        }
+    }
+}
+
+fn find(folder: &Path, files: &mut Vec<PathBuf>) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if path.is_dir() {
+            find(&path, files);
+        } else {
+            files.push(path);
+        }
+    }
+}
+
+fn run(file: &Path) -> Result<(), Failed> {
+    let case = Case::load(file)?;
+    let mut report = Report::default();
+    let outcome = replay(&case, &mut report);
+    if outcome.is_ok() {
+        report.unread(case.unread());
+    }
+    print!("{report} ");
+    std::io::stdout().flush().ok();
+    outcome?;
+    Ok(report.finish()?)
+}
+
+/// Runs a case by its kind, and by the fields that tell cases of a kind apart.
+fn replay(case: &Case, report: &mut Report) -> Outcome {
+    let kind = case.text("kind")?;
+    let tensor = |name: &str| case.has(name);
+    match kind {
+        "augment" => augment::permutation(case, report),
+        "diffusion" if case.field("space_timesteps").is_ok() => schedules::tables(case, report),
+        "normalize" => normalize::normalizer(case, report),
+        "metrics" if case.field("exact_pair_probability").is_ok() => metrics::pairs(case, report),
+        "metrics" if case.field("results").is_ok() => metrics::metrics(case, report),
+        "metrics" if case.field("stand_ins").is_ok() => prompting::stand_ins(case, report),
+        "train" if case.field("schedules").is_ok() => schedules::learning_rate(case, report),
+        _ => {
+            let has = ["x_noised", "q_sample"].iter().any(|name| tensor(name));
+            Err(format!("no way to replay kind `{kind}` with these fields ({has})"))
+        }
+    }
+}
