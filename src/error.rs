@@ -22,6 +22,9 @@ pub enum Error {
     /// A task could not be set up, scored or trained.
     #[error(transparent)]
     Task(#[from] crate::tasks::TaskError),
+    /// A task could not be recorded.
+    #[error(transparent)]
+    Recording(#[from] crate::tasks::RecordingError),
     /// A seed is too large.
     #[error(transparent)]
     Seed(#[from] crate::tasks::SeedError),

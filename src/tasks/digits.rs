@@ -33,7 +33,11 @@ const WHITE: f32 = 16.0;
 /// Images for training, validation and testing.
 const SIZES: [usize; 3] = [1257, 270, 270];
 /// Decides which image goes into which split.
-const SPLIT_SEED: u64 = 0;
+///
+/// Splits of so few images differ: over seeds 0 to 11 the loss that SGD ends at
+/// is 0.06 to 0.17 on the validation split and 0.08 to 0.19 on the test split.
+/// This seed gives an ordinary pair, 0.11 and 0.14.
+const SPLIT_SEED: u64 = 10;
 
 static CSV: &[u8] = include_bytes!("../../data/digits.csv.gz");
 
@@ -100,6 +104,21 @@ impl Digits {
             Images::new(rows, examples.iter().map(|e| e.digit).collect(), INPUTS)
         };
         Ok(Self { train: images(train), validation: images(validation), test: images(test) })
+    }
+
+    /// Loss of a network on the validation split, what the bundled G.pt is
+    /// conditioned on.
+    ///
+    /// # Errors
+    /// If the network's parameters cannot be read.
+    pub fn validation_loss<E, D>(&self, model: &Built<DigitsMlp, E, D>) -> Result<f64, TaskError>
+    where
+        E: Dtype + num_traits::Float + rand_distr::uniform::SampleUniform,
+        D: Device<E>,
+    {
+        let flat: Vec<E> = flatten(model)?;
+        let flat: Vec<f32> = flat.iter().map(|p| p.to_f32().unwrap_or(f32::NAN)).collect();
+        Ok(self.measure(&flat, Split::Validation)?[0])
     }
 
     /// Images of a split.
@@ -276,7 +295,7 @@ mod tests {
         assert_eq!(digits.images(Split::Test).labels()[..10], FIRST_TEST_DIGITS);
     }
 
-    const FIRST_TEST_DIGITS: [usize; 10] = [0; 10];
+    const FIRST_TEST_DIGITS: [usize; 10] = [8, 7, 2, 9, 9, 2, 0, 4, 6, 8];
 
     #[test]
     fn lines_that_are_not_examples_are_refused() {
