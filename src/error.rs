@@ -25,6 +25,9 @@ pub enum Error {
     /// A task could not be recorded.
     #[error(transparent)]
     Recording(#[from] crate::tasks::RecordingError),
+    /// An evaluation could not be made.
+    #[error(transparent)]
+    Eval(#[from] crate::eval::EvalError),
     /// A seed is too large.
     #[error(transparent)]
     Seed(#[from] crate::tasks::SeedError),
