@@ -28,6 +28,9 @@ pub enum Error {
     /// An evaluation could not be made.
     #[error(transparent)]
     Eval(#[from] crate::eval::EvalError),
+    /// A report could not be drawn.
+    #[error(transparent)]
+    Report(#[from] crate::report::ReportError),
     /// A seed is too large.
     #[error(transparent)]
     Seed(#[from] crate::tasks::SeedError),
