@@ -12,6 +12,7 @@ mod case;
 mod metrics;
 mod network;
 mod normalize;
+mod pairs;
 mod prompting;
 mod report;
 mod schedules;
@@ -95,7 +96,7 @@ fn replay(case: &Case, report: &mut Report) -> Outcome {
         "augment" => augment::permutation(case, report),
         "diffusion" if case.field("space_timesteps").is_ok() => schedules::tables(case, report),
         "normalize" => normalize::normalizer(case, report),
-        "metrics" if case.field("exact_pair_probability").is_ok() => metrics::pairs(case, report),
+        "metrics" if case.field("exact_pair_probability").is_ok() => pairs::pairs(case, report),
         "metrics" if case.field("results").is_ok() => metrics::metrics(case, report),
         "metrics" if case.field("stand_ins").is_ok() => prompting::stand_ins(case, report),
         "train" if case.field("schedules").is_ok() => schedules::learning_rate(case, report),
