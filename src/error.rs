@@ -16,6 +16,9 @@ pub enum Error {
     /// A checkpoint store, a recording or a data set cannot be used.
     #[error(transparent)]
     Store(#[from] crate::checkpoints::StoreError),
+    /// A pass of the engine could not run.
+    #[error(transparent)]
+    Engine(#[from] crate::engine::EngineError),
 }
 
 /// `Result` with lopt's [`Error`].

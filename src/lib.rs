@@ -3,6 +3,7 @@
 extern crate self as lopt;
 
 pub mod checkpoints;
+pub mod engine;
 pub mod error;
 pub mod eval;
 pub mod gpt;

@@ -1,0 +1,290 @@
+//! The engine on the CPU.
+//!
+//! Matrix products are `gemm`'s, single-threaded. Everything else is a plain
+//! loop over lanes, compiled for several instruction sets and chosen at run
+//! time: `pulp` runs the same code as AVX-512, AVX2, NEON or scalar code.
+//!
+//! Lane loops work on small arrays by value: all loads come before all stores,
+//! so that the compiler need not know which slices overlap.
+
+mod attention;
+mod columns;
+mod gelu;
+mod layer_norm;
+mod loss;
+mod matmul;
+mod optimizer;
+mod tokens;
+
+pub(crate) use attention::scratch_len as attention_scratch_len;
+pub(crate) use optimizer::{AdamStep, SumOfSquares};
+
+use std::ops::Range;
+
+use self::matmul::{multiply, Matrix};
+use super::{AttentionShape, Float, LayerNorm, Linear, Ops, Slot, Write};
+
+/// Values that a lane loop treats at once: one AVX-512 register of `f32`.
+pub(crate) const LANES: usize = 16;
+
+/// `length` rounded up to whole lanes.
+pub(crate) fn padded(length: usize) -> usize {
+    length.next_multiple_of(LANES)
+}
+
+/// Adds up lanes in a fixed order.
+#[inline(always)]
+fn sum_lanes<F: Float>(lanes: [F; LANES]) -> F {
+    let mut half = [F::zero(); LANES / 2];
+    for i in 0..LANES / 2 {
+        half[i] = lanes[i] + lanes[i + LANES / 2];
+    }
+    let mut quarter = [F::zero(); LANES / 4];
+    for i in 0..LANES / 4 {
+        quarter[i] = half[i] + half[i + LANES / 4];
+    }
+    (quarter[0] + quarter[2]) + (quarter[1] + quarter[3])
+}
+
+/// Runs a kernel for the instruction set of this machine.
+fn simd<K: pulp::WithSimd>(kernel: K) -> K::Output {
+    pulp::Arch::new().dispatch(kernel)
+}
+
+/// One thread's view of a pass: parameters shared by all, gradient and arena
+/// its own.
+pub(crate) struct Cpu<'a, F> {
+    pub parameters: &'a [F],
+    /// Empty at inference.
+    pub gradient: &'a mut [F],
+    pub arena: &'a mut [F],
+}
+
+impl<F: Float> Cpu<'_, F> {
+    /// Slots of the arena that do not overlap.
+    fn slots<const N: usize>(&mut self, ranges: [Range<usize>; N]) -> [&mut [F]; N] {
+        disjoint(self.arena, ranges)
+    }
+
+    /// Copies values into a slot.
+    pub fn load(&mut self, slot: Slot, values: &[F]) {
+        self.arena[slot.offset..][..values.len()].copy_from_slice(values);
+    }
+
+    /// `y = x Wᵀ`, or that added to `y`.
+    fn product(&mut self, rows: usize, layer: &Linear, x: Slot, y: Slot, write: Write) {
+        let weight = &self.parameters[layer.weight..][..layer.outputs * layer.inputs];
+        let weight = Matrix::new(weight, layer.outputs, layer.inputs);
+        let [x, y] = disjoint(self.arena, [x.range(rows), y.range(rows)]);
+        multiply(y, Matrix::new(x, rows, layer.inputs), weight.transposed(), write);
+    }
+}
+
+/// Mutable parts of a buffer at ranges that are disjoint by construction.
+fn disjoint<F, const N: usize>(buffer: &mut [F], ranges: [Range<usize>; N]) -> [&mut [F]; N] {
+    match buffer.get_disjoint_mut(ranges) {
+        Ok(parts) => parts,
+        Err(problem) => unreachable!("spans of the plan: {problem}"),
+    }
+}
+
+impl<F: Float> Ops for Cpu<'_, F> {
+    fn gather(&mut self, table: &[u32], samples: usize, from: Slot, to: Slot) {
+        let rows = table.len() / to.width * samples;
+        let [source, target] = self.slots([from.range(samples), to.range(rows)]);
+        tokens::gather(table, samples, source, from.width, target, to.width);
+    }
+
+    fn scatter_add(&mut self, table: &[u32], samples: usize, from: Slot, to: Slot) {
+        let rows = table.len() / from.width * samples;
+        let [source, target] = self.slots([from.range(rows), to.range(samples)]);
+        tokens::scatter_add(table, samples, source, from.width, target, to.width);
+    }
+
+    fn copy_columns(&mut self, samples: usize, from: Slot, column: usize, to: Slot) {
+        let [source, target] = self.slots([from.range(samples), to.range(samples)]);
+        let rows = source.chunks_exact(from.width).zip(target.chunks_exact_mut(to.width));
+        for (source, target) in rows {
+            target.copy_from_slice(&source[column..column + to.width]);
+        }
+    }
+
+    fn clear(&mut self, rows: usize, slot: Slot) {
+        self.arena[slot.range(rows)].fill(F::zero());
+    }
+
+    fn linear(&mut self, rows: usize, layer: &Linear, x: Slot, y: Slot) {
+        match layer.bias {
+            None => self.product(rows, layer, x, y, Write::Set),
+            Some(bias) => {
+                let bias = &self.parameters[bias..bias + layer.outputs];
+                for row in self.arena[y.range(rows)].chunks_exact_mut(layer.outputs) {
+                    row.copy_from_slice(bias);
+                }
+                self.product(rows, layer, x, y, Write::Add);
+            }
+        }
+    }
+
+    fn linear_add(&mut self, rows: usize, layer: &Linear, x: Slot, residual: Slot, y: Slot) {
+        if residual != y {
+            self.arena.copy_within(residual.range(rows), y.offset);
+        }
+        if let Some(bias) = layer.bias {
+            let bias = &self.parameters[bias..bias + layer.outputs];
+            simd(columns::AddRow { row: bias, matrix: &mut self.arena[y.range(rows)] });
+        }
+        self.product(rows, layer, x, y, Write::Add);
+    }
+
+    fn linear_gelu(&mut self, rows: usize, layer: &Linear, x: Slot, y: Slot, slope: Option<Slot>) {
+        self.product(rows, layer, x, y, Write::Set);
+        let bias = layer.bias.map(|b| &self.parameters[b..b + layer.outputs]);
+        match slope {
+            None => {
+                let y = &mut self.arena[y.range(rows)];
+                simd(gelu::Gelu { bias, width: layer.outputs, y });
+            }
+            Some(slope) => {
+                let [y, slope] = disjoint(self.arena, [y.range(rows), slope.range(rows)]);
+                simd(gelu::GeluWithSlope { bias, width: layer.outputs, y, slope });
+            }
+        }
+    }
+
+    fn linear_backward(
+        &mut self,
+        rows: usize,
+        layer: &Linear,
+        x: Slot,
+        dy: Slot,
+        dx: Option<Slot>,
+    ) {
+        let (inputs, outputs) = (layer.inputs, layer.outputs);
+        let y_gradient = Matrix::new(&self.arena[dy.range(rows)], rows, outputs);
+        let x = Matrix::new(&self.arena[x.range(rows)], rows, inputs);
+        let gradient = &mut self.gradient[layer.weight..][..outputs * inputs];
+        multiply(gradient, y_gradient.transposed(), x, Write::Add);
+        if let Some(bias) = layer.bias {
+            let sum = &mut self.gradient[bias..bias + outputs];
+            simd(columns::AddColumnSums { matrix: &self.arena[dy.range(rows)], sum });
+        }
+        if let Some(dx) = dx {
+            let weight = &self.parameters[layer.weight..][..outputs * inputs];
+            let weight = Matrix::new(weight, outputs, inputs);
+            let [dy, dx] = disjoint(self.arena, [dy.range(rows), dx.range(rows)]);
+            multiply(dx, Matrix::new(dy, rows, outputs), weight, Write::Set);
+        }
+    }
+
+    fn gelu_backward(&mut self, rows: usize, slope: Slot, dy: Slot) {
+        let [slope, dy] = self.slots([slope.range(rows), dy.range(rows)]);
+        simd(gelu::Scale { slope, dy });
+    }
+
+    fn layer_norm(&mut self, rows: usize, layer: &LayerNorm, x: Slot, y: Slot, stats: Slot) {
+        let scale = &self.parameters[layer.scale..][..layer.width];
+        let shift = &self.parameters[layer.shift..][..layer.width];
+        let ranges = [x.range(rows), y.range(rows), stats.range(rows)];
+        let [x, y, stats] = disjoint(self.arena, ranges);
+        simd(layer_norm::Forward { scale, shift, x, y, stats });
+    }
+
+    fn layer_norm_backward(
+        &mut self,
+        rows: usize,
+        layer: &LayerNorm,
+        x: Slot,
+        stats: Slot,
+        dy: Slot,
+        dx: Slot,
+        write: Write,
+    ) {
+        let width = layer.width;
+        let scale = &self.parameters[layer.scale..][..width];
+        let own = [layer.scale..layer.scale + width, layer.shift..layer.shift + width];
+        let [dscale, dshift] = disjoint(self.gradient, own);
+        let ranges = [x.range(rows), stats.range(rows), dy.range(rows), dx.range(rows)];
+        let [x, stats, dy, dx] = disjoint(self.arena, ranges);
+        simd(layer_norm::Backward { scale, x, stats, dy, dx, dscale, dshift, write });
+    }
+
+    fn add_positions(&mut self, positions: &[u32], samples: usize, offset: usize, x: Slot) {
+        let x = &mut self.arena[x.range(positions.len() * samples)];
+        let width = x.len() / (positions.len() * samples);
+        for (token, &position) in x.chunks_exact_mut(samples * width).zip(positions) {
+            let row = &self.parameters[offset + position as usize * width..][..width];
+            simd(columns::AddRow { row, matrix: token });
+        }
+    }
+
+    fn positions_backward(&mut self, positions: &[u32], samples: usize, offset: usize, dx: Slot) {
+        let dx = &self.arena[dx.range(positions.len() * samples)];
+        let width = dx.len() / (positions.len() * samples);
+        for (matrix, &position) in dx.chunks_exact(samples * width).zip(positions) {
+            let sum = &mut self.gradient[offset + position as usize * width..][..width];
+            simd(columns::AddColumnSums { matrix, sum });
+        }
+    }
+
+    fn attention(
+        &mut self,
+        samples: usize,
+        shape: &AttentionShape,
+        qkv: Slot,
+        probabilities: Slot,
+        out: Slot,
+        scratch: Slot,
+    ) {
+        let shape = attention::Shape::new(samples, shape);
+        let [qkv, probabilities, out, scratch] = self.slots([
+            qkv.range(shape.key_rows()),
+            probabilities.range(samples),
+            out.range(shape.query_rows()),
+            scratch.range(1),
+        ]);
+        simd(attention::Forward { shape, qkv, probabilities, out, scratch });
+    }
+
+    fn attention_backward(
+        &mut self,
+        samples: usize,
+        shape: &AttentionShape,
+        qkv: Slot,
+        probabilities: Slot,
+        dout: Slot,
+        dqkv: Slot,
+        scratch: Slot,
+    ) {
+        let shape = attention::Shape::new(samples, shape);
+        let [qkv, probabilities, dout, dqkv, scratch] = self.slots([
+            qkv.range(shape.key_rows()),
+            probabilities.range(samples),
+            dout.range(shape.query_rows()),
+            dqkv.range(shape.key_rows()),
+            scratch.range(1),
+        ]);
+        simd(attention::Backward { shape, qkv, probabilities, dout, dqkv, scratch });
+    }
+
+    fn squared_error(
+        &mut self,
+        samples: usize,
+        output: Slot,
+        target: Slot,
+        entry_weights: Option<Slot>,
+        sample_weights: Option<Slot>,
+        scale: f64,
+    ) -> f64 {
+        let width = output.width;
+        // The weights come before the output in the arena or after it: take them out by range.
+        let empty = 0..0;
+        let [output, target, entry, sample] = self.slots([
+            output.range(samples),
+            target.range(samples),
+            entry_weights.map_or(empty.clone(), |w| w.range(1)),
+            sample_weights.map_or(empty, |w| w.range(samples)),
+        ]);
+        simd(loss::SquaredError { width, output, target, entry, sample, scale })
+    }
+}

@@ -1,0 +1,145 @@
+//! The operations that a transformer is made of.
+
+/// A matrix of activations: rows of `width` values, the first at `offset` in
+/// the arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slot {
+    pub offset: usize,
+    pub width: usize,
+}
+
+impl Slot {
+    /// The same slot without its first `rows` rows.
+    pub fn skip(self, rows: usize) -> Self {
+        Self { offset: self.offset + rows * self.width, width: self.width }
+    }
+
+    /// Positions of the first `rows` rows in the arena.
+    pub fn range(self, rows: usize) -> std::ops::Range<usize> {
+        self.offset..self.offset + rows * self.width
+    }
+}
+
+/// Where a linear layer lies in the parameters: `weight [outputs, inputs]`,
+/// `bias [outputs]`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Linear {
+    pub weight: usize,
+    pub bias: Option<usize>,
+    pub inputs: usize,
+    pub outputs: usize,
+}
+
+/// Where a layer normalisation lies in the parameters.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LayerNorm {
+    pub scale: usize,
+    pub shift: usize,
+    pub width: usize,
+}
+
+/// Shape of an attention layer.
+///
+/// The rows of `qkv` hold keys, queries and values of `width` each, in that
+/// order. Only the first `queries` tokens ask; all tokens are looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AttentionShape {
+    pub tokens: usize,
+    pub queries: usize,
+    pub heads: usize,
+    pub width: usize,
+}
+
+/// Whether a result replaces what a slot holds or is added to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Write {
+    Set,
+    Add,
+}
+
+/// Fused operations on one device, over one set of parameters, gradients and
+/// activations.
+///
+/// Activations are token-major: row `token * samples + sample`. So every class
+/// of tokens that share a projection is one block of rows, and one matrix
+/// product. Gradients of parameters are added to what is there.
+pub(crate) trait Ops {
+    /// `to[row(u, n), c] = from[n, table[u * width + c]]`.
+    fn gather(&mut self, table: &[u32], samples: usize, from: Slot, to: Slot);
+    /// `to[n, table[u * width + c]] += from[row(u, n), c]`; the transpose of
+    /// [`gather`](Self::gather).
+    fn scatter_add(&mut self, table: &[u32], samples: usize, from: Slot, to: Slot);
+    /// `to[n, c] = from[n, column + c]`.
+    fn copy_columns(&mut self, samples: usize, from: Slot, column: usize, to: Slot);
+    /// Zeroes rows.
+    fn clear(&mut self, rows: usize, slot: Slot);
+
+    /// `y = x Wᵀ + b`.
+    fn linear(&mut self, rows: usize, layer: &Linear, x: Slot, y: Slot);
+    /// `y = residual + x Wᵀ + b`; `y` may be `residual`.
+    fn linear_add(&mut self, rows: usize, layer: &Linear, x: Slot, residual: Slot, y: Slot);
+    /// `y = gelu(x Wᵀ + b)`, and the slope of the GELU there if asked for.
+    fn linear_gelu(&mut self, rows: usize, layer: &Linear, x: Slot, y: Slot, slope: Option<Slot>);
+    /// Gradients of the layer, and `dx = dy W` if asked for.
+    fn linear_backward(&mut self, rows: usize, layer: &Linear, x: Slot, dy: Slot, dx: Option<Slot>);
+    /// `dy *= slope`.
+    fn gelu_backward(&mut self, rows: usize, slope: Slot, dy: Slot);
+
+    /// `y = (x - mean) / deviation * scale + shift`; `stats` holds the mean and
+    /// one over the deviation of every row.
+    fn layer_norm(&mut self, rows: usize, layer: &LayerNorm, x: Slot, y: Slot, stats: Slot);
+    /// Gradients of the layer, and `dx`.
+    #[allow(clippy::too_many_arguments)]
+    fn layer_norm_backward(
+        &mut self,
+        rows: usize,
+        layer: &LayerNorm,
+        x: Slot,
+        stats: Slot,
+        dy: Slot,
+        dx: Slot,
+        write: Write,
+    );
+
+    /// `x[row(t, n)] += embedding[position[t]]`, the embedding at `offset` in the
+    /// parameters.
+    fn add_positions(&mut self, positions: &[u32], samples: usize, offset: usize, x: Slot);
+    /// Gradient of the embedding.
+    fn positions_backward(&mut self, positions: &[u32], samples: usize, offset: usize, dx: Slot);
+
+    /// `out = softmax(q kᵀ / sqrt(head size)) v`, with the probabilities kept.
+    fn attention(
+        &mut self,
+        samples: usize,
+        shape: &AttentionShape,
+        qkv: Slot,
+        probabilities: Slot,
+        out: Slot,
+        scratch: Slot,
+    );
+    /// Gradient of `qkv`.
+    #[allow(clippy::too_many_arguments)]
+    fn attention_backward(
+        &mut self,
+        samples: usize,
+        shape: &AttentionShape,
+        qkv: Slot,
+        probabilities: Slot,
+        dout: Slot,
+        dqkv: Slot,
+        scratch: Slot,
+    );
+
+    /// `sum over n, c of w (output - target)²` with `w = entry[c] sample[n]`;
+    /// `output` becomes `2 scale w (output - target)`.
+    #[allow(clippy::too_many_arguments)]
+    fn squared_error(
+        &mut self,
+        samples: usize,
+        output: Slot,
+        target: Slot,
+        entry_weights: Option<Slot>,
+        sample_weights: Option<Slot>,
+        scale: f64,
+    ) -> f64;
+}

@@ -1,0 +1,206 @@
+//! Where the activations of a pass lie.
+
+use super::Transformer;
+use crate::engine::cpu::attention_scratch_len;
+use crate::engine::{AttentionShape, Linear, Slot};
+
+/// Activations of one pass over at most `samples` samples.
+///
+/// In training every activation that the backward pass reads has a place of its
+/// own; at inference the blocks share theirs, and the stream is updated in place.
+#[derive(Clone, Debug)]
+pub(crate) struct Arena {
+    /// Most samples of a pass.
+    pub samples: usize,
+    /// Values in all.
+    pub len: usize,
+    /// `[N, 2 P + scalars]`.
+    pub input: Slot,
+    /// `[N, P]`; the gradient of the output in the backward pass.
+    pub output: Slot,
+    pub(super) encoders: Vec<Layers>,
+    /// Encoded tokens `[T N, D]`.
+    pub(super) encoded: Slot,
+    pub(super) stats_in: Slot,
+    /// What the first block reads.
+    pub(super) stream: Slot,
+    pub(super) blocks: Vec<BlockSlots>,
+    pub(super) stats_out: Slot,
+    /// Normalised output tokens.
+    pub(super) decoded: Slot,
+    pub(super) decoders: Vec<Layers>,
+    pub(super) attention: AttentionShape,
+    pub(super) scratch: Slot,
+    /// What only training needs.
+    pub training: Option<Training>,
+}
+
+/// Slots of an encoder or decoder.
+#[derive(Clone, Debug)]
+pub(super) struct Layers {
+    /// What an encoder reads, or a decoder writes.
+    pub values: Slot,
+    /// After each GELU.
+    pub hidden: Vec<Hidden>,
+}
+
+/// An activation after a GELU.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hidden {
+    pub value: Slot,
+    /// Slope of the GELU, in training.
+    pub slope: Option<Slot>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BlockSlots {
+    pub stats_attention: Slot,
+    pub normed_attention: Slot,
+    pub qkv: Slot,
+    pub probabilities: Slot,
+    pub attended: Slot,
+    /// The stream between attention and MLP.
+    pub middle: Slot,
+    pub stats_mlp: Slot,
+    pub normed_mlp: Slot,
+    pub hidden: Hidden,
+    /// The stream after the block.
+    pub end: Slot,
+}
+
+/// Slots that only training needs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Training {
+    /// `[N, P]`.
+    pub target: Slot,
+    /// `[1, P]`.
+    pub entry_weights: Slot,
+    /// `[N, 1]`.
+    pub sample_weights: Slot,
+    /// Gradient of the input, `[N, 2 P + scalars]`.
+    pub input: Slot,
+    /// Gradient of the stream, `[T N, D]`.
+    pub(super) stream: Slot,
+    /// Gradient of a branch, `[T N, D]`.
+    pub(super) branch: Slot,
+    /// Gradients inside an encoder or decoder, by turns.
+    pub(super) hidden: [Slot; 2],
+    /// Gradient of the widened MLP, `[T N, 4 D]`.
+    pub(super) wide: Slot,
+    /// `[T N, 3 D]`.
+    pub(super) qkv: Slot,
+    /// Gradient of the values of one input class; its width is the class's.
+    pub(super) values: Slot,
+}
+
+impl Arena {
+    /// Places the activations of passes over at most `samples` samples.
+    pub fn new(model: &Transformer, samples: usize, training: bool) -> Self {
+        let config = &model.config;
+        let (width, tokens) = (config.width, &model.tokens);
+        let (total, outputs) = (tokens.len() * samples, tokens.num_outputs() * samples);
+        let parameters = model.layout.num_parameters();
+        let attention = AttentionShape {
+            tokens: tokens.len(),
+            queries: tokens.len(),
+            heads: config.heads,
+            width,
+        };
+        let mut space = Space::default();
+
+        let input = space.take(samples, tokens.input_len);
+        let output = space.take(samples, parameters);
+        let layers = |space: &mut Space, rows: usize, values: usize, chain: &[Linear]| Layers {
+            values: space.take(rows, values),
+            hidden: chain[1..].iter().map(|_| space.hidden(rows, width, training)).collect(),
+        };
+        let encoders = tokens.inputs.iter().zip(&model.places.encoders);
+        let encoders = encoders
+            .map(|(class, chain)| layers(&mut space, class.tokens() * samples, class.values, chain))
+            .collect();
+        let encoded = space.take(total, width);
+        let stats_in = space.take(total, 2);
+        let stream = space.take(total, width);
+
+        let mut blocks: Vec<BlockSlots> = Vec::with_capacity(config.blocks);
+        for _ in 0..config.blocks {
+            let slots = match blocks.last() {
+                Some(&shared) if !training => shared,
+                _ => BlockSlots {
+                    stats_attention: space.take(total, 2),
+                    normed_attention: space.take(total, width),
+                    qkv: space.take(total, 3 * width),
+                    probabilities: space.take(
+                        samples,
+                        config.heads * tokens.len() * crate::engine::cpu::padded(tokens.len()),
+                    ),
+                    attended: space.take(total, width),
+                    middle: if training { space.take(total, width) } else { stream },
+                    stats_mlp: space.take(total, 2),
+                    normed_mlp: space.take(total, width),
+                    hidden: space.hidden(total, 4 * width, training),
+                    end: if training { space.take(total, width) } else { stream },
+                },
+            };
+            blocks.push(slots);
+        }
+        let stats_out = space.take(outputs, 2);
+        let decoded = space.take(outputs, width);
+        let decoders = tokens.outputs.iter().zip(&model.places.decoders);
+        let decoders = decoders
+            .map(|(class, chain)| layers(&mut space, class.tokens() * samples, class.values, chain))
+            .collect();
+        let scratch = space.take(1, attention_scratch_len(&attention));
+        let training = training.then(|| {
+            let widest = tokens.inputs.iter().map(|class| class.table.len()).max().unwrap_or(0);
+            Training {
+                target: space.take(samples, parameters),
+                entry_weights: space.take(1, parameters),
+                sample_weights: space.take(samples, 1),
+                input: space.take(samples, tokens.input_len),
+                stream: space.take(total, width),
+                branch: space.take(total, width),
+                hidden: [space.take(total, width), space.take(total, width)],
+                wide: space.take(total, 4 * width),
+                qkv: space.take(total, 3 * width),
+                values: space.take(samples, widest),
+            }
+        });
+        Self {
+            samples,
+            len: space.end,
+            input,
+            output,
+            encoders,
+            encoded,
+            stats_in,
+            stream,
+            blocks,
+            stats_out,
+            decoded,
+            decoders,
+            attention,
+            scratch,
+            training,
+        }
+    }
+}
+
+/// Hands out slots one after the other, each on a cache line of its own.
+#[derive(Default)]
+struct Space {
+    end: usize,
+}
+
+impl Space {
+    fn take(&mut self, rows: usize, width: usize) -> Slot {
+        let slot = Slot { offset: self.end, width };
+        self.end += (rows * width).next_multiple_of(16);
+        slot
+    }
+
+    fn hidden(&mut self, rows: usize, width: usize, training: bool) -> Hidden {
+        let value = self.take(rows, width);
+        Hidden { value, slope: training.then(|| self.take(rows, width)) }
+    }
+}

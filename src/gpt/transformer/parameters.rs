@@ -1,0 +1,194 @@
+//! Which parameters a transformer has, and where they lie.
+
+use crate::engine::{LayerNorm, Linear};
+use crate::gpt::config::{ConfigError, ModelConfig};
+use crate::gpt::tokens::Tokens;
+
+/// One trainable tensor of a transformer in the flat vector of all of them.
+///
+/// The tensors are listed in the order of the reference's state_dict, but lie in
+/// memory so that keys, queries and values are one matrix: go by `offset`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParameterSpec {
+    /// Name in the reference's state_dict.
+    pub name: String,
+    /// Shape, PyTorch's (`Linear` weight: `[out, in]`).
+    pub shape: Vec<usize>,
+    /// Position of its first value in the flat vector.
+    pub offset: usize,
+    /// Whether weight decay applies.
+    pub decay: bool,
+}
+
+impl ParameterSpec {
+    /// Number of values.
+    pub fn num_elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Positions of its values in the flat vector.
+    pub fn range(&self) -> std::ops::Range<usize> {
+        self.offset..self.offset + self.num_elements()
+    }
+}
+
+/// What a tensor holds before training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Initial {
+    Zero,
+    One,
+    Normal,
+}
+
+/// Where each layer's parameters lie.
+#[derive(Clone, Debug)]
+pub(super) struct Places {
+    /// For each input class, the layers of its encoder.
+    pub encoders: Vec<Vec<Linear>>,
+    pub positions: usize,
+    pub norm_in: LayerNorm,
+    pub blocks: Vec<BlockPlaces>,
+    pub norm_out: LayerNorm,
+    /// For each output class, the layers of its decoder.
+    pub decoders: Vec<Vec<Linear>>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct BlockPlaces {
+    pub norm_attention: LayerNorm,
+    /// Keys, queries and values as one layer of `3 D` outputs.
+    pub qkv: Linear,
+    pub projection: Linear,
+    pub norm_mlp: LayerNorm,
+    pub expand: Linear,
+    pub contract: Linear,
+}
+
+/// Lays out all parameters.
+pub(super) fn place(
+    config: &ModelConfig,
+    tokens: &Tokens,
+) -> Result<(Places, Vec<ParameterSpec>, Vec<Initial>, usize), ConfigError> {
+    let width = config.width;
+    let mut list = List::default();
+    let positions = {
+        let shape = vec![1, tokens.num_positions(), width];
+        list.add("decoder.pos_emb".into(), shape, false, Initial::Zero)
+    };
+    let blocks = (0..config.blocks).map(|i| block(&mut list, i, width)).collect();
+    let encoders = tokens
+        .inputs
+        .iter()
+        .enumerate()
+        .map(|(class, input)| {
+            (0..config.encoder_depth)
+                .map(|depth| {
+                    let name = format!("decoder.input_parameter_projections.{class}.{}", 2 * depth);
+                    let inputs = if depth == 0 { input.values } else { width };
+                    let bias = input.bias && depth == 0;
+                    list.linear(&name, inputs, width, bias, Initial::Normal)
+                })
+                .collect()
+        })
+        .collect();
+    let norm_in = list.norm("decoder.ln_in", width);
+    let norm_out = list.norm("decoder.ln_f", width);
+    let decoders = tokens
+        .outputs
+        .iter()
+        .enumerate()
+        .map(|(class, output)| {
+            (0..config.decoder_depth)
+                .map(|depth| {
+                    let name =
+                        format!("decoder.output_parameter_projections.{class}.{}", 2 * depth);
+                    if depth + 1 < config.decoder_depth {
+                        list.linear(&name, width, width, false, Initial::Normal)
+                    } else {
+                        list.linear(&name, width, output.values, false, Initial::Zero)
+                    }
+                })
+                .collect()
+        })
+        .collect();
+    let places = Places { encoders, positions, norm_in, blocks, norm_out, decoders };
+    // Far above any machine's memory, and far below where offsets overflow.
+    let most = 1usize << 40;
+    let fits = list.end.is_some_and(|end| end <= most);
+    ConfigError::check(fits, "width", &width, &format!("a model of at most {most} parameters"))?;
+    Ok((places, list.specs, list.initial, list.end.unwrap_or(0)))
+}
+
+fn block(list: &mut List, index: usize, width: usize) -> BlockPlaces {
+    let name = |part: &str| format!("decoder.blocks.{index}.{part}");
+    let norm_attention = list.norm(&name("ln1"), width);
+    let norm_mlp = list.norm(&name("ln2"), width);
+    let qkv = list.fused(&[name("attn.key"), name("attn.query"), name("attn.value")], width, width);
+    let normal = Initial::Normal;
+    let projection = list.linear(&name("attn.proj"), width, width, true, normal);
+    let expand = list.linear(&name("mlp.0"), width, 4 * width, true, normal);
+    let contract = list.linear(&name("mlp.2"), 4 * width, width, true, normal);
+    BlockPlaces { norm_attention, qkv, projection, norm_mlp, expand, contract }
+}
+
+/// Tensors placed so far. `end` is where the next one goes, none after an
+/// overflow.
+struct List {
+    specs: Vec<ParameterSpec>,
+    initial: Vec<Initial>,
+    end: Option<usize>,
+}
+
+impl Default for List {
+    fn default() -> Self {
+        Self { specs: Vec::new(), initial: Vec::new(), end: Some(0) }
+    }
+}
+
+impl List {
+    fn add(&mut self, name: String, shape: Vec<usize>, decay: bool, initial: Initial) -> usize {
+        let offset = self.end.unwrap_or(0);
+        let size = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        self.end = self.end.zip(size).and_then(|(end, size)| end.checked_add(size));
+        self.specs.push(ParameterSpec { name, shape, offset, decay });
+        self.initial.push(initial);
+        offset
+    }
+
+    fn norm(&mut self, name: &str, width: usize) -> LayerNorm {
+        let scale = self.add(format!("{name}.weight"), vec![width], false, Initial::One);
+        let shift = self.add(format!("{name}.bias"), vec![width], false, Initial::Zero);
+        LayerNorm { scale, shift, width }
+    }
+
+    fn linear(
+        &mut self,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+        bias: bool,
+        initial: Initial,
+    ) -> Linear {
+        let weight = self.add(format!("{name}.weight"), vec![outputs, inputs], true, initial);
+        let bias =
+            bias.then(|| self.add(format!("{name}.bias"), vec![outputs], false, Initial::Zero));
+        Linear { weight, bias, inputs, outputs }
+    }
+
+    /// Several layers with one input as one layer: weights side by side, then
+    /// biases.
+    fn fused(&mut self, names: &[String], inputs: usize, outputs: usize) -> Linear {
+        let first = self.specs.len();
+        let layers: Vec<Linear> = names
+            .iter()
+            .map(|name| self.linear(name, inputs, outputs, true, Initial::Normal))
+            .collect();
+        let start = layers[0].weight;
+        let biases = start.saturating_add(names.len().saturating_mul(inputs * outputs));
+        for (i, pair) in self.specs[first..].chunks_exact_mut(2).enumerate() {
+            pair[0].offset = start.saturating_add(i.saturating_mul(inputs * outputs));
+            pair[1].offset = biases.saturating_add(i * outputs);
+        }
+        Linear { weight: start, bias: Some(biases), inputs, outputs: names.len() * outputs }
+    }
+}
