@@ -9,12 +9,16 @@
 
 mod augment;
 mod case;
+mod diffusion;
 mod metrics;
+mod model;
 mod network;
 mod normalize;
+mod pairs;
 mod prompting;
 mod report;
 mod schedules;
+mod train;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -90,18 +94,27 @@ fn run(file: &Path) -> Result<(), Failed> {
 /// Runs a case by its kind, and by the fields that tell cases of a kind apart.
 fn replay(case: &Case, report: &mut Report) -> Outcome {
     let kind = case.text("kind")?;
-    let tensor = |name: &str| case.has(name);
     match kind {
         "augment" => augment::permutation(case, report),
+        "model" if case.has("x_noised") => model::forward(case, report),
+        "model" if case.field("parameters").is_ok() => model::initial_values(case, report),
+        "embedding" => model::embedding(case, report),
+        "splits" => model::splits(case, report),
+        "diffusion" if case.field("sampler").is_ok() => diffusion::sampler(case, report),
+        "diffusion" if case.has("q_sample") => diffusion::single_step(case, report),
         "diffusion" if case.field("space_timesteps").is_ok() => schedules::tables(case, report),
         "normalize" => normalize::normalizer(case, report),
-        "metrics" if case.field("exact_pair_probability").is_ok() => metrics::pairs(case, report),
+        "metrics" if case.field("exact_pair_probability").is_ok() => pairs::pairs(case, report),
         "metrics" if case.field("results").is_ok() => metrics::metrics(case, report),
         "metrics" if case.field("stand_ins").is_ok() => prompting::stand_ins(case, report),
+        "metrics" if case.has("noise_one_step") => prompting::end_to_end(case, report),
+        "train" if case.field("hyper").is_ok() => train::steps(case, report),
+        "train" if case.has("ema_before") => train::moving_average(case, report),
         "train" if case.field("schedules").is_ok() => schedules::learning_rate(case, report),
-        _ => {
-            let has = ["x_noised", "q_sample"].iter().any(|name| tensor(name));
-            Err(format!("no way to replay kind `{kind}` with these fields ({has})"))
+        other => {
+            let fields: Vec<&String> =
+                case.json().as_object().into_iter().flat_map(|o| o.keys()).collect();
+            Err(format!("unknown case: kind `{other}` with fields {fields:?}"))
         }
     }
 }

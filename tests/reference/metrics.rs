@@ -84,9 +84,3 @@ pub fn columns(case: &Case, name: &str) -> Outcome<usize> {
 pub fn drop_first_column(values: &[f64], columns: usize) -> Vec<f64> {
     values.chunks(columns).flat_map(|row| row[1..].to_vec()).collect()
 }
-
-/// Which pairs of checkpoints are drawn, and how often: by enumeration of the
-/// rule, which [`crate::pairs`] follows.
-pub fn pairs(_case: &Case, _report: &mut Report) -> Outcome {
-    Err("pairs: not yet".into())
-}
