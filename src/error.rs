@@ -10,6 +10,12 @@ pub enum Error {
     /// The parameters of a model could not be read or written.
     #[error(transparent)]
     Network(#[from] crate::network::NetworkError),
+    /// An update was not made.
+    #[error(transparent)]
+    Update(#[from] crate::optimizer::UpdateError),
+    /// The state of an optimizer could not be saved or restored.
+    #[error(transparent)]
+    State(#[from] crate::optimizer::StateError),
     /// A configuration cannot be used.
     #[error(transparent)]
     Config(#[from] crate::gpt::ConfigError),
@@ -19,6 +25,12 @@ pub enum Error {
     /// A pass of the engine could not run.
     #[error(transparent)]
     Engine(#[from] crate::engine::EngineError),
+    /// A G.pt could not be trained, or its training not be saved.
+    #[error(transparent)]
+    Train(#[from] crate::gpt::TrainError),
+    /// A weights file could not be read or written.
+    #[error(transparent)]
+    Weights(#[from] crate::gpt::WeightsError),
 }
 
 /// `Result` with lopt's [`Error`].

@@ -10,11 +10,14 @@ pub mod gpt;
 pub mod layout;
 pub mod metric;
 pub mod network;
+pub mod optimizer;
 pub mod symmetry;
 
 pub use error::{Error, Result};
+pub use gpt::{Gpt, Pretrained};
 pub use lopt_macros::network;
 pub use network::Network;
+pub use optimizer::LearnedOptimizer;
 
 /// What the code that `#[lopt::network]` writes refers to. Not a public interface.
 #[doc(hidden)]

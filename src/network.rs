@@ -165,7 +165,7 @@ pub enum NetworkError {
 }
 
 impl NetworkError {
-    fn device(error: impl std::fmt::Display) -> Self {
+    pub(crate) fn device(error: impl std::fmt::Display) -> Self {
         Self::Device { message: error.to_string() }
     }
 }

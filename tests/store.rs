@@ -99,6 +99,37 @@ fn what_is_recorded_can_be_read_bit_for_bit() {
 }
 
 #[test]
+fn the_parameters_of_a_model_are_recorded_in_order() {
+    use dfdx::prelude::*;
+    use lopt::Network;
+    #[lopt::network]
+    struct Mlp {
+        hidden: Linear<3, 4>,
+        activation: ReLU,
+        output: Linear<4, 2>,
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let metrics = vec![Metric::VALIDATION_LOSS];
+    let meta = Metadata::new("mlp", Mlp::layout().unwrap(), metrics);
+    let store = Store::create(folder.path(), meta).unwrap();
+    let dev = Cpu::default();
+    let single = dev.build_module::<Mlp, f32>();
+    let double = dev.build_module::<Mlp, f64>();
+    let mut run = store.begin_run(RunInfo::new(0, 0)).unwrap();
+    run.record(&single, &[2.0]).unwrap();
+    run.record(&double, &[1.0]).unwrap();
+    run.finish().unwrap();
+    let mut expected = lopt::network::flatten(&single).unwrap();
+    expected.extend(lopt::network::flatten(&double).unwrap().iter().map(|&v: &f64| v as f32));
+    assert_eq!(store.read_run(0).unwrap().parameters, Parameters::F32(expected));
+
+    let mut run = store.begin_run(RunInfo::new(1, 0)).unwrap();
+    let wrong = dev.build_module::<Linear<2, 2>, f32>();
+    let e = run.record(&wrong, &[1.0]).unwrap_err();
+    assert!(matches!(e, StoreError::ParameterCount { id: 1, .. }), "{e}");
+}
+
+#[test]
 fn parallel_recording_equals_serial_recording_and_resumes() {
     let folder = tempfile::tempdir().unwrap();
     let serial = Store::create(folder.path().join("serial"), metadata(Precision::F32)).unwrap();
@@ -184,7 +215,7 @@ fn wrong_lengths_and_orders_are_errors() {
     let store = Store::create(folder.path(), metadata(Precision::F32)).unwrap();
     let mut run = store.begin_run(RunInfo::new(3, 0)).unwrap();
     let e = run.record_flat(&[0.0; 3], &[1.0, 1.0]).unwrap_err();
-    assert!(matches!(e, StoreError::Parameters { id: 3, .. }));
+    assert!(matches!(e, StoreError::ParameterCount { id: 3, .. }));
     let e = run.record_flat(&[0.0; WIDTH], &[1.0]).unwrap_err();
     let expected = "has 1 metrics, expected 2: validation loss, test error";
     assert!(e.to_string().contains(expected), "{e}");
@@ -258,5 +289,296 @@ fn foreign_files_are_refused_and_left_alone() {
             }
             assert_eq!(fs::read(path.join("data.mdb")).unwrap(), bytes);
         }
+    }
+}
+
+/// Opens the store at `path` and reads every run. Whatever can be read is what
+/// was recorded.
+fn read_all(path: &Path) -> Result<Vec<u64>, StoreError> {
+    let store = Store::open(path)?;
+    let ids: Vec<u64> = store.runs()?.iter().map(|entry| entry.info.id).collect();
+    for &id in &ids {
+        store.read_run(id)?;
+        check_content(&store, id);
+    }
+    Ok(ids)
+}
+
+fn copy_with(bytes: &[u8], folder: &Path, name: String) -> PathBuf {
+    let path = folder.join(name);
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("data.mdb"), bytes).unwrap();
+    path
+}
+
+#[test]
+fn a_store_that_is_cut_off_is_an_error_at_every_length() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("whole");
+    let store = Store::create(&path, metadata(Precision::F32)).unwrap();
+    record_all(&store, 0..60, 1);
+    drop(store);
+    let whole = fs::read(path.join("data.mdb")).unwrap();
+    let pages = whole.len() / 4096;
+    let mut lengths = std::collections::BTreeSet::from([
+        0, 1, 15, 16, 151, 152, 4095, 4096, 4097, 4247, 4248, 8191, 8192,
+    ]);
+    lengths.extend((0..pages).step_by(7).map(|page| 4096 * page));
+    lengths.extend((1..40).map(|i| whole.len() * i / 40));
+    lengths.extend([whole.len() - 4096, whole.len() - 1]);
+    for len in lengths {
+        let cut = copy_with(&whole[..len], folder.path(), format!("cut{len}"));
+        let e = read_all(&cut).unwrap_err();
+        assert!(matches!(e, StoreError::Truncated { .. }), "{len}: {e}");
+        // A writer neither uses nor replaces it.
+        let e = Store::open_or_create(&cut, metadata(Precision::F32)).unwrap_err();
+        assert!(matches!(e, StoreError::Truncated { .. }), "{len}: {e}");
+        assert_eq!(fs::read(cut.join("data.mdb")).unwrap(), whole[..len]);
+
+        // As a copy that was broken off may be: the right length, but zeros.
+        let mut zeroed = whole[..len].to_vec();
+        zeroed.resize(whole.len(), 0);
+        if zeroed != whole {
+            let zeroed = copy_with(&zeroed, folder.path(), format!("zeroed{len}"));
+            read_all(&zeroed).unwrap_err();
+        }
+    }
+    assert_eq!(read_all(&path).unwrap().len(), 60);
+}
+
+#[test]
+fn a_damaged_store_is_an_error_or_reads_as_recorded() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("whole");
+    let store = Store::create(&path, metadata(Precision::F16)).unwrap();
+    record_all(&store, 0..60, 1);
+    drop(store);
+    let whole = fs::read(path.join("data.mdb")).unwrap();
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
+    let mut errors = 0;
+    for case in 0..400 {
+        let mut bytes = whole.clone();
+        // Bytes of headers are hit more often: those break LMDB.
+        for _ in 0..rng.gen_range(1..20) {
+            let page = rng.gen_range(0..bytes.len() / 4096) * 4096;
+            let within = if rng.gen() { 32 } else { 4096 };
+            bytes[page + rng.gen_range(0..within)] = rng.gen();
+        }
+        if rng.gen_ratio(1, 4) {
+            let at = rng.gen_range(0..bytes.len() - 4096);
+            rng.fill(&mut bytes[at..at + 4096]);
+        }
+        let path = copy_with(&bytes, folder.path(), format!("damaged{case}"));
+        errors += usize::from(read_all(&path).is_err());
+        // Writing must not crash either; LMDB reads the list of free pages.
+        if let Ok(store) = Store::open_or_create(&path, metadata(Precision::F16)) {
+            let mut run = store.begin_run(RunInfo::new(1000, 0)).unwrap();
+            run.record_flat(&[0.0; WIDTH], &[1.0, 1.0]).unwrap();
+            run.record_flat(&[0.0; WIDTH], &[1.0, 1.0]).unwrap();
+            run.finish().ok();
+        }
+        fs::remove_dir_all(path).unwrap();
+    }
+    assert!(errors > 200, "only {errors} of 400 were noticed");
+}
+
+#[test]
+fn stores_of_a_later_version_and_of_other_programs_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("new");
+    drop(Store::create(&path, metadata(Precision::F32)).unwrap());
+    let file = path.join("data.mdb");
+    let mut bytes = fs::read(&file).unwrap();
+    let find = |bytes: &[u8], what: &[u8]| bytes.windows(what.len()).position(|w| w == what);
+    let at = find(&bytes, b"\"version\":1,").unwrap();
+    bytes[at + 10] = b'7';
+    fs::write(&file, &bytes).unwrap();
+    let e = Store::open(&path).unwrap_err();
+    assert!(matches!(e, StoreError::NewerFormat { found: 7, supported: 1, .. }), "{e}");
+    let at = find(&bytes, b"lopt checkpoints").unwrap();
+    bytes[at] = b'L';
+    fs::write(&file, &bytes).unwrap();
+    let e = Store::open_or_create(&path, metadata(Precision::F32)).unwrap_err();
+    assert!(matches!(e, StoreError::NotAStore { .. }), "{e}");
+    assert_eq!(fs::read(&file).unwrap(), bytes);
+}
+
+#[test]
+fn one_handle_writes_and_others_read_meanwhile() {
+    let folder = tempfile::tempdir().unwrap();
+    let writer = Store::create(folder.path(), metadata(Precision::F32)).unwrap();
+    let e = Store::open_or_create(folder.path(), metadata(Precision::F32)).unwrap_err();
+    assert!(matches!(e, StoreError::BeingWritten { .. }), "{e}");
+    let reader = Store::open(folder.path()).unwrap();
+    record_all(&writer, 0..3, 1);
+    assert_eq!(reader.runs().unwrap().len(), 3);
+    let e = reader.begin_run(RunInfo::new(9, 9)).unwrap_err();
+    assert!(matches!(e, StoreError::ReadOnly { .. }), "{e}");
+    // A run keeps the right to write until it is finished.
+    let mut run = writer.begin_run(RunInfo::new(3, 3)).unwrap();
+    drop(writer);
+    assert!(Store::open_or_create(folder.path(), metadata(Precision::F32)).is_err());
+    record(&mut run).unwrap();
+    run.finish().unwrap();
+    Store::open_or_create(folder.path(), metadata(Precision::F32)).unwrap();
+    check_content(&reader, 3);
+}
+
+#[test]
+fn a_recording_that_is_cancelled_keeps_finished_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::create(folder.path(), metadata(Precision::F32)).unwrap();
+    let cancel = Arc::new(AtomicBool::new(false));
+    let calls = AtomicUsize::new(0);
+    let progress = |progress: &Progress| {
+        calls.fetch_add(1, Ordering::Relaxed);
+        if progress.kept == 5 {
+            cancel.store(true, Ordering::Relaxed);
+        }
+    };
+    let options =
+        RecordOptions { threads: 2, cancel: Some(cancel.clone()), progress: Some(&progress) };
+    let report = record_runs(&store, infos(0..1000), &options, record).unwrap();
+    assert!(report.cancelled && report.failures.is_empty());
+    assert!((5..=7).contains(&report.progress.kept), "{report:?}");
+    assert_eq!(store.runs().unwrap().len(), report.progress.kept);
+    assert_eq!(calls.load(Ordering::Relaxed), 1 + report.progress.kept);
+    cancel.store(false, Ordering::Relaxed);
+    assert_eq!(record_all(&store, 0..20, 2).done(), 20);
+}
+
+#[test]
+fn an_error_of_one_run_is_reported_and_the_others_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::create(folder.path(), metadata(Precision::F32)).unwrap();
+    let options = RecordOptions { threads: 3, ..Default::default() };
+    let report = record_runs(&store, infos(0..20), &options, |run| {
+        record(run)?;
+        match run.info().id {
+            id if id % 5 == 3 => run.record_flat(&[], &[]),
+            _ => Ok(()),
+        }
+    })
+    .unwrap();
+    assert_eq!((report.progress.kept, report.progress.failed), (16, 4));
+    assert_eq!(report.failures.iter().map(|f| f.id).collect::<Vec<_>>(), [3, 8, 13, 18]);
+    assert_eq!(record_all(&store, 0..20, 2).kept, 4);
+}
+
+const CHILD: &str = "LOPT_TEST_STORE";
+
+/// Not a test by itself: what the tests below run in another process. Records
+/// until it is killed or fails, and says which runs it has finished.
+#[test]
+fn child() {
+    let Some(path) = std::env::var_os(CHILD) else { return };
+    let store = match Store::open_or_create(path, metadata(Precision::F32)) {
+        Ok(store) => store,
+        Err(e) => return println!("\nerror {e:?}"),
+    };
+    println!("\nopen");
+    let next = store.runs().unwrap().last().map_or(0, |entry| entry.info.id + 1);
+    let next = std::sync::atomic::AtomicU64::new(next);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| loop {
+                let id = next.fetch_add(1, Ordering::Relaxed);
+                let mut run = store.begin_run(RunInfo::new(id, id)).unwrap();
+                record(&mut run).unwrap();
+                match run.finish() {
+                    Ok(_) => println!("\nfinished {id}"),
+                    Err(e) => return println!("\nerror {e:?}"),
+                }
+            });
+        }
+    });
+}
+
+fn command(path: &Path, shell: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("{shell} exec \"$0\" --exact child --nocapture")]);
+    command.arg(std::env::current_exe().unwrap()).env(CHILD, path);
+    command.stdout(Stdio::piped()).stderr(Stdio::null());
+    command
+}
+
+fn finished(output: &str) -> Vec<u64> {
+    output.lines().filter_map(|line| line.strip_prefix("finished ")?.parse().ok()).collect()
+}
+
+#[test]
+fn a_recorder_that_is_killed_leaves_every_finished_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("runs");
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(2);
+    let mut known = std::collections::BTreeSet::new();
+    for round in 0..40 {
+        let mut child = command(&path, "").spawn().unwrap();
+        std::thread::sleep(Duration::from_micros(rng.gen_range(500..40_000)));
+        child.kill().unwrap();
+        let output = child.wait_with_output().unwrap();
+        known.extend(finished(&String::from_utf8(output.stdout).unwrap()));
+        match read_all(&path) {
+            Ok(ids) => {
+                let ids = std::collections::BTreeSet::from_iter(ids);
+                assert!(known.is_subset(&ids), "round {round}");
+                known = ids;
+            }
+            // Killed before there was a store.
+            Err(StoreError::NotFound { .. } | StoreError::NotAStore { .. }) => {
+                assert!(known.is_empty() && !path.join("data.mdb").exists(), "round {round}");
+            }
+            Err(e) => panic!("round {round}: {e:?}"),
+        }
+    }
+    assert!(known.len() > 20, "only {} runs in 40 rounds", known.len());
+}
+
+fn wait_for(child: &mut Child, word: &str) {
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    assert!(lines.any(|line| line.unwrap().contains(word)), "the child says `{word}`");
+    // Read on, so that the child is not stopped by a full pipe.
+    std::thread::spawn(move || lines.for_each(drop));
+}
+
+#[test]
+fn another_process_may_read_but_not_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = command(folder.path(), "").spawn().unwrap();
+    wait_for(&mut child, "finished");
+    let e = Store::open_or_create(folder.path(), metadata(Precision::F32)).unwrap_err();
+    assert!(matches!(e, StoreError::BeingWritten { .. }), "{e}");
+    let mut seen = 0;
+    for _ in 0..20 {
+        // Opened anew each time, while the other process writes.
+        seen = read_all(folder.path()).unwrap().len().max(seen);
+    }
+    assert!(seen > 0);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    Store::open_or_create(folder.path(), metadata(Precision::F32)).unwrap();
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_is_an_error_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    // A limit on the size of a file is met like a full disk, and needs no rights.
+    for blocks in [10, 200, 1000, 3000] {
+        let path = folder.path().join(blocks.to_string());
+        let shell = format!("trap '' XFSZ; ulimit -f {blocks};");
+        let output = command(&path, &shell).output().unwrap();
+        let output = String::from_utf8(output.stdout).unwrap();
+        let error = output.lines().find(|line| line.starts_with("error")).unwrap_or(&output);
+        let full = error.contains("DiskFull") || error.contains("ShortWrite");
+        assert!(full, "{blocks}: {output}");
+        // With room again, everything is there, and recording goes on.
+        let store = Store::open_or_create(&path, metadata(Precision::F32)).unwrap();
+        let finished = finished(&output);
+        assert!(blocks < 1000 || finished.len() > 10, "{blocks}: {output}");
+        finished.iter().for_each(|&id| check_content(&store, id));
+        record_all(&store, 0..500, 2);
+        drop(store);
+        assert_eq!(read_all(&path).unwrap().len(), 500);
     }
 }

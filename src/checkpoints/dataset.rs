@@ -63,14 +63,18 @@ impl Dataset {
         let column = metadata.metric_index(config.metric)?;
         let mut entries = store.runs()?;
         entries.retain(|entry| entry.checkpoints() > 0);
-        let wanted = config.train.unwrap_or(1).max(1);
+        if config.train == Some(0) {
+            let expected = "at least 1, or none for all";
+            return Err(StoreError::Setting { setting: "train", found: "0".into(), expected });
+        }
+        let wanted = config.train.unwrap_or(1);
         let (found, expected) = (entries.len(), wanted.saturating_add(config.held_out));
         if found < expected {
             let purpose = "are in the store, to train on and to hold out";
             return Err(StoreError::TooFewRuns { found, expected, purpose });
         }
         let held_out = entries.split_off(found - config.held_out);
-        entries.truncate(config.train.unwrap_or(entries.len()).max(1));
+        entries.truncate(config.train.unwrap_or(entries.len()));
         let num_train = entries.len();
         entries.extend(held_out);
 
@@ -286,5 +290,78 @@ impl Moments {
             minimum: self.minimum.min(other.minimum),
             maximum: self.maximum.max(other.maximum),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoints::{Metadata, RunInfo};
+    use crate::layout::{LayoutBuilder, Role};
+
+    fn store(folder: &std::path::Path) -> Store {
+        let mut layout = LayoutBuilder::new();
+        layout.tensor("weight", &[2], Role::Weight);
+        let metrics = vec![Metric::VALIDATION_LOSS, Metric::TEST_ERROR];
+        let metadata = Metadata::new("t", layout.finish().unwrap(), metrics);
+        let store = Store::create(folder, metadata).unwrap();
+        // Not in order, and run 3 is dropped.
+        for id in [4, 0, 3, 1, 2] {
+            let mut run = store.begin_run(RunInfo::new(id, id)).unwrap();
+            for i in 0..2 + id {
+                let value = if id == 3 { f32::NAN } else { (10 * id + i) as f32 };
+                let metrics = [f64::from(value), 100.0 - f64::from(value)];
+                run.at(i * i).record_flat(&[value, -value], &metrics).unwrap();
+            }
+            run.finish().unwrap();
+        }
+        store
+    }
+
+    #[test]
+    fn the_last_runs_are_held_out_whatever_the_number_to_train_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path());
+        let ids = |runs: &[RunSpan]| runs.iter().map(|run| run.id).collect::<Vec<_>>();
+        let load = |config| Dataset::load(&store, &config);
+        let all = load(DatasetConfig::default()).unwrap();
+        assert_eq!((ids(all.train()), ids(all.held_out())), (vec![0, 1, 2, 4], vec![]));
+        for (train, expected) in [(None, vec![0, 1]), (Some(1), vec![0])] {
+            let metric = Metric::TEST_ERROR;
+            let data = load(DatasetConfig { held_out: 2, train, metric }).unwrap();
+            assert_eq!((ids(data.train()), ids(data.held_out())), (expected, vec![2, 4]));
+            for run in data.runs() {
+                for (i, checkpoint) in run.checkpoints.clone().enumerate() {
+                    let mut flat = [0.0; 2];
+                    data.read(checkpoint, &mut flat);
+                    let value = (10 * run.id) as f32 + i as f32;
+                    assert_eq!(flat, [value, -value]);
+                    assert_eq!(data.metrics()[checkpoint], 100.0 - f64::from(value));
+                    assert_eq!(data.iterations()[checkpoint], (i * i) as u64);
+                }
+            }
+        }
+        let e = load(DatasetConfig { held_out: 4, ..Default::default() }).unwrap_err();
+        assert!(matches!(e, StoreError::TooFewRuns { found: 4, expected: 5, .. }), "{e}");
+        let e = load(DatasetConfig { metric: Metric::TEST_LOSS, ..Default::default() });
+        let e = e.unwrap_err().to_string();
+        assert!(e.contains("test loss, expected one of: validation loss, test error"), "{e}");
+    }
+
+    #[test]
+    fn statistics_are_those_of_the_runs_to_train_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path());
+        let data =
+            Dataset::load(&store, &DatasetConfig { held_out: 2, ..Default::default() }).unwrap();
+        let values: Vec<f64> = [0.0, 1.0, 10.0, 11.0, 12.0].iter().flat_map(|&v| [v, -v]).collect();
+        let variance = values.iter().map(|v| v * v).sum::<f64>() / (values.len() - 1) as f64;
+        let found = data.statistics();
+        assert!((found.parameter_std - variance.sqrt()).abs() < 1e-12);
+        assert!((found.scale() - 0.538 / variance.sqrt()).abs() < 1e-12);
+        assert!(found.parameter_mean.abs() < 1e-12);
+        assert_eq!((found.parameter_min, found.parameter_max), (-12.0, 12.0));
+        assert_eq!((found.metric_min, found.metric_max, found.metric_best), (0.0, 12.0, 0.0));
+        assert_eq!(found.initial_metric_mean, 5.0);
     }
 }

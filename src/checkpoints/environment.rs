@@ -1,8 +1,5 @@
-//! Opens LMDB environments so that a broken file is an error, not a crash.
-//!
-//! LMDB maps its data file: reading a page that is not in the file kills the
-//! process (SIGBUS), and an empty file is silently turned into an empty
-//! environment. So the file is examined before LMDB sees it.
+//! LMDB environments: opened after a look at the file, shared within a process,
+//! locked for one writer.
 //!
 //! # Durability
 //! LMDB is used with its default, synchronous commits: the pages of a
@@ -13,7 +10,6 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
-use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -21,9 +17,9 @@ use std::time::Duration;
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, RoTxn, RwTxn, WithoutTls};
 
+use super::datafile::{DataFile, DATA_FILE};
 use super::StoreError;
 
-const DATA_FILE: &str = "data.mdb";
 const LOCK_FILE: &str = "writer.lock";
 const NEW_FOLDER: &str = ".new";
 
@@ -48,7 +44,7 @@ static OPEN: LazyLock<Mutex<HashMap<PathBuf, Weak<Environment>>>> = LazyLock::ne
 impl Environment {
     /// Opens the environment in folder `path`, as it is used by this process already or anew.
     pub(super) fn open(path: &Path) -> Result<Arc<Self>, StoreError> {
-        check_file(path)?;
+        let mut file = DataFile::open(path)?;
         let key = path.canonicalize().map_err(StoreError::io("find", path))?;
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(environment) = open.get(&key).and_then(Weak::upgrade) {
@@ -59,6 +55,7 @@ impl Environment {
             closing.wait_timeout(Duration::from_secs(10));
         }
         let environment = Arc::new(Self::open_anew(path)?);
+        environment.check_pages(&mut file)?;
         open.retain(|_, other| other.strong_count() > 0);
         open.insert(key, Arc::downgrade(&environment));
         Ok(environment)
@@ -110,11 +107,28 @@ impl Environment {
             .map_err(StoreError::database(path))?
             .commit()
             .flatten()
-            .ok_or_else(|| not_a_store(path, "it has no unnamed database"))?
+            .ok_or_else(|| StoreError::NotAStore {
+                path: path.to_owned(),
+                problem: "data.mdb has no unnamed database".into(),
+            })?
         };
         // Slots that killed readers have left.
         env.clear_stale_readers().map_err(StoreError::database(path))?;
         Ok(Self { env, database, path: path.to_owned() })
+    }
+
+    /// Checks the pages of the newest snapshot.
+    fn check_pages(&self, file: &mut DataFile) -> Result<(), StoreError> {
+        // A snapshot is replaced when a writer has committed twice since, which
+        // takes it far longer than it takes to read the meta pages.
+        for _ in 0..100 {
+            let txn = self.env.read_txn().map_err(self.error())?;
+            if file.check_pages(txn.id() as u64)? {
+                return Ok(());
+            }
+        }
+        let problem = "its meta pages do not match".into();
+        Err(StoreError::Damaged { path: self.path.clone(), problem })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -225,86 +239,6 @@ impl WriterLock {
 /// Whether the folder `path` holds a data file.
 pub(super) fn has_data(path: &Path) -> bool {
     path.join(DATA_FILE).exists()
-}
-
-fn not_a_store(path: &Path, problem: &str) -> StoreError {
-    StoreError::NotAStore { path: path.to_owned(), problem: problem.into() }
-}
-
-/// Checks that the folder `path` holds an LMDB file that is not cut off.
-fn check_file(path: &Path) -> Result<(), StoreError> {
-    if !path.exists() {
-        return Err(StoreError::NotFound { path: path.to_owned() });
-    }
-    if !path.is_dir() {
-        return Err(not_a_store(path, "it is a file, expected a folder"));
-    }
-    let name = path.join(DATA_FILE);
-    if !name.exists() {
-        return Err(not_a_store(path, "the folder holds no data.mdb"));
-    }
-    let mut file = File::open(&name).map_err(StoreError::io("open", &name))?;
-    let first = Meta::read(&mut file, 0, path, &name)?;
-    let second = Meta::read(&mut file, first.page_size, path, &name)?;
-    // LMDB uses the later of the two, and never shortens the file.
-    let newest = if second.transaction > first.transaction { second } else { first };
-    let expected = newest.last_page.saturating_add(1).saturating_mul(newest.page_size);
-    let found = file.metadata().map_err(StoreError::io("examine", &name))?.len();
-    if found < expected {
-        return Err(StoreError::Truncated { path: path.to_owned(), found, expected });
-    }
-    Ok(())
-}
-
-/// What a meta page of LMDB says.
-///
-/// # Source
-/// LMDB 0.9.70 (data version 1), mdb.c: `MDB_page`, `MDB_meta`, `MDB_db`.
-struct Meta {
-    page_size: u64,
-    last_page: u64,
-    transaction: u64,
-}
-
-impl Meta {
-    fn read(file: &mut File, offset: u64, path: &Path, name: &Path) -> Result<Self, StoreError> {
-        const WORD: usize = size_of::<usize>();
-        const HEADER: usize = WORD + 8;
-        const DATABASE: usize = 8 + 5 * WORD;
-        const LAST_PAGE: usize = HEADER + 8 + 2 * WORD + 2 * DATABASE;
-        const LEN: usize = LAST_PAGE + 2 * WORD;
-        const META_PAGE: u16 = 8;
-        const MAGIC: u32 = 0xBEEF_C0DE;
-
-        file.seek(SeekFrom::Start(offset)).map_err(StoreError::io("read", name))?;
-        let mut bytes = Vec::with_capacity(LEN);
-        file.take(LEN as u64).read_to_end(&mut bytes).map_err(StoreError::io("read", name))?;
-        if bytes.len() < LEN {
-            let (found, expected) = (offset + bytes.len() as u64, offset + LEN as u64);
-            return Err(StoreError::Truncated { path: path.to_owned(), found, expected });
-        }
-        let u16_at = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
-        let u32_at = |at: usize| {
-            u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-        };
-        let word_at = |at: usize| {
-            let mut word = [0; WORD];
-            word.copy_from_slice(&bytes[at..at + WORD]);
-            usize::from_ne_bytes(word) as u64
-        };
-        let page_size = u64::from(u32_at(HEADER + 8 + 2 * WORD));
-        if u16_at(WORD + 2) & META_PAGE == 0 || u32_at(HEADER) != MAGIC {
-            return Err(not_a_store(path, "data.mdb is not an LMDB file of this kind of machine"));
-        }
-        if !page_size.is_power_of_two() || !(256..=65536).contains(&page_size) {
-            return Err(StoreError::Damaged {
-                path: path.to_owned(),
-                problem: format!("data.mdb has pages of {page_size} bytes"),
-            });
-        }
-        let (last_page, transaction) = (word_at(LAST_PAGE), word_at(LAST_PAGE + WORD));
-        Ok(Self { page_size, last_page, transaction })
-    }
 }
 
 /// Makes the entries of a folder durable.

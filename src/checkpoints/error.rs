@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::layout::LayoutError;
 use crate::metric::Metric;
+use crate::network::NetworkError;
 
 /// Why a checkpoint store, a recording or a data set could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +70,7 @@ pub enum StoreError {
         /// Folder of the store.
         path: PathBuf,
         /// The first difference; "found" is what the store holds.
-        source: LayoutError,
+        source: Box<LayoutError>,
     },
     /// The store was made for something else.
     #[error("checkpoint store {path} has {what} {found}, expected {expected}")]
@@ -111,12 +112,22 @@ pub enum StoreError {
         id: u64,
     },
     /// A checkpoint does not have as many parameters as the network.
-    #[error("checkpoint of run {id} does not fit the layout")]
-    Parameters {
+    #[error("checkpoint of run {id} has {found} parameters, expected {expected}")]
+    ParameterCount {
         /// Number of the run.
         id: u64,
-        /// Lengths found and expected.
-        source: LayoutError,
+        /// Values found.
+        found: usize,
+        /// Values expected.
+        expected: usize,
+    },
+    /// The parameters of a model could not be read.
+    #[error("cannot read the model of run {id}")]
+    Network {
+        /// Number of the run.
+        id: u64,
+        /// What is wrong with the model.
+        source: Box<NetworkError>,
     },
     /// A checkpoint does not have one value for each metric.
     #[error("checkpoint of run {id} has {found} metrics, expected {expected}: {names}")]

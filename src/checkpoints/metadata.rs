@@ -176,7 +176,7 @@ impl Metadata {
     pub(super) fn check_matches(&self, expected: &Self, path: &Path) -> Result<(), StoreError> {
         self.layout
             .check_matches(&expected.layout)
-            .map_err(|source| StoreError::Layout { path: path.to_owned(), source })?;
+            .map_err(|e| StoreError::Layout { path: path.to_owned(), source: Box::new(e) })?;
         let filter = |m: &Self| format!("{:?}", m.filter);
         for (what, found, expected) in [
             ("task", self.task.clone(), expected.task.clone()),

@@ -30,6 +30,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod datafile;
 mod dataset;
 mod environment;
 mod error;

@@ -12,12 +12,14 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::{Dataset, RunSpan, StoreError};
 use crate::symmetry::{gather, Symmetry};
 
 /// Where the later checkpoint of a pair is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TargetSpacing {
     /// Every distance in checkpoints is equally likely, as in G.pt.
     #[default]
@@ -391,6 +393,207 @@ impl PairSampler {
                 self.pass = Some(pass);
             }
             self.chosen.push(self.order[(position % count) as usize]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::checkpoints::{DatasetConfig, Metadata, Precision, RunInfo, Store};
+    use crate::layout::{Layout, LayoutBuilder};
+    use crate::metric::Metric;
+
+    fn mlp(inputs: usize, hidden: usize, outputs: usize) -> Layout {
+        let mut builder = LayoutBuilder::new();
+        builder.scope("hidden", |b| b.linear(inputs, hidden, true));
+        builder.scope("output", |b| b.linear(hidden, outputs, true));
+        builder.finish().unwrap()
+    }
+
+    /// Runs of different lengths; values tell run, checkpoint and parameter apart.
+    fn dataset(layout: Layout, lengths: &[usize], precision: Precision) -> Arc<Dataset> {
+        let folder = tempfile::tempdir().unwrap();
+        let len = layout.num_parameters();
+        let metadata =
+            Metadata { precision, ..Metadata::new("t", layout, vec![Metric::TEST_LOSS]) };
+        let store = Store::create(folder.path(), metadata).unwrap();
+        for (id, &count) in lengths.iter().enumerate() {
+            let mut run = store.begin_run(RunInfo::new(id as u64, 0)).unwrap();
+            for i in 0..count {
+                let flat: Vec<f32> =
+                    (0..len).map(|p| (id * 100 + i) as f32 + p as f32 / 64.0).collect();
+                run.record_flat(&flat, &[(id * 100 + count - i) as f64]).unwrap();
+            }
+            run.finish().unwrap();
+        }
+        let config = DatasetConfig { metric: Metric::TEST_LOSS, held_out: 1, train: None };
+        Dataset::load(&store, &config).unwrap().into()
+    }
+
+    #[test]
+    fn the_rule_has_the_probabilities_of_the_reference() {
+        // fixtures: metrics/dataset_pairs.json, exact_pair_probability
+        let law = PairConfig::default().probabilities(&[0.0; 6]);
+        for (pair, p) in &law {
+            let expected = [0.04, 0.05, 0.2 / 3.0, 0.1, 0.2][pair.end - pair.start - 1];
+            assert!((p - expected).abs() < 1e-15, "{pair:?} {p}");
+        }
+        assert_eq!(law.len(), 15);
+    }
+
+    #[test]
+    fn draws_follow_their_probabilities() {
+        let metrics = [5.0, 4.0, 2.5, 2.5, 1.0, 2.0, 0.25];
+        for target in [TargetSpacing::Index, TargetSpacing::Metric] {
+            for from_start in [0.0, 0.3, 1.0] {
+                for metrics in [&metrics[..], &metrics[..2], &[1.0; 4]] {
+                    let config = PairConfig { from_start, target, ..Default::default() };
+                    let law = config.probabilities(metrics);
+                    let total: f64 = law.iter().map(|(_, p)| p).sum();
+                    assert!((total - 1.0).abs() < 1e-12, "{config:?} {total}");
+                    let mut counts = HashMap::new();
+                    let mut rng = ChaCha8Rng::seed_from_u64(5);
+                    let draws = 40_000;
+                    for _ in 0..draws {
+                        *counts.entry(config.draw(metrics, &mut rng)).or_insert(0) += 1;
+                    }
+                    let mut chi2 = 0.0;
+                    for (pair, p) in &law {
+                        let expected = p * draws as f64;
+                        let found = f64::from(counts.remove(pair).unwrap_or(0));
+                        chi2 += (found - expected).powi(2) / expected;
+                    }
+                    assert!(counts.is_empty(), "{config:?}: {counts:?}");
+                    // Mean and standard deviation of chi-square, six of the latter.
+                    let freedom = (law.len() - 1) as f64;
+                    assert!(chi2 <= freedom + 6.0 * (2.0 * freedom).sqrt(), "{config:?} {chi2}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn metric_targets_are_uniform_over_the_metric() {
+        // Nine checkpoints near the end, one half way: it gets about half.
+        let mut metrics = vec![2.0, 1.0];
+        metrics.extend((0..9).map(|i| 0.01 * f64::from(i)));
+        let target = TargetSpacing::Metric;
+        let config = PairConfig { from_start: 1.0, target, ..Default::default() };
+        let law = config.probabilities(&metrics);
+        let (_, p) = law.iter().find(|(pair, _)| pair.end == 1).unwrap();
+        assert!((p - 0.46).abs() < 1e-12, "{p}");
+    }
+
+    #[test]
+    fn a_batch_depends_on_seed_and_step_only() {
+        let data = dataset(mlp(3, 4, 2), &[2, 7, 5, 9, 3], Precision::F32);
+        let config = PairConfig { seed: 9, ..Default::default() };
+        let sampler = || PairSampler::new(data.clone(), Part::Train, config.clone()).unwrap();
+        let len = data.layout().num_parameters();
+        let batch_at = |sampler: &mut PairSampler, step| {
+            let mut batch = PairBatch::new(6, len);
+            sampler.fill(step, &mut batch);
+            batch
+        };
+        let mut all = sampler();
+        let batches: Vec<PairBatch> = (0..20).map(|step| batch_at(&mut all, step)).collect();
+        for step in [19, 3, 4, 0] {
+            assert_eq!(batch_at(&mut sampler(), step), batches[step as usize]);
+        }
+        assert_ne!(batches[0], batches[1]);
+        let other = PairConfig { seed: 8, ..config.clone() };
+        let mut other = PairSampler::new(data.clone(), Part::Train, other).unwrap();
+        assert_ne!(batch_at(&mut other, 0), batches[0]);
+        // Every run once before any is drawn again: four runs, six a batch.
+        let runs: Vec<u32> =
+            batches.iter().flat_map(|b| &b.start_metric).map(|m| *m as u32 / 100).collect();
+        for pass in runs.chunks_exact(4) {
+            let mut pass = pass.to_vec();
+            pass.sort_unstable();
+            assert_eq!(pass, [0, 1, 2, 3]);
+        }
+    }
+
+    #[test]
+    fn both_checkpoints_are_normalised_and_reordered_alike() {
+        for precision in [Precision::F32, Precision::F16] {
+            let data = dataset(mlp(3, 4, 2), &[6, 7, 5], precision);
+            let len = data.layout().num_parameters();
+            let mut held_out = None;
+            for permute in [false, true] {
+                let config = PairConfig { permute, scale: 0.5, ..Default::default() };
+                for part in [Part::Train, Part::HeldOut] {
+                    let mut sampler = PairSampler::new(data.clone(), part, config.clone()).unwrap();
+                    let mut batch = PairBatch::new(32, len);
+                    sampler.fill(0, &mut batch);
+                    let mut moved = 0;
+                    for item in 0..32 {
+                        let row = item * len..(item + 1) * len;
+                        let (start, end) = (&batch.start[row.clone()], &batch.end[row]);
+                        // The metric tells which checkpoint it is.
+                        let id = (batch.start_metric[item] / 100.0) as usize;
+                        assert_eq!(id == 2, part == Part::HeldOut);
+                        let span = &data.runs()[id].checkpoints;
+                        let position = |metric: f64| {
+                            span.clone().find(|&c| data.metrics()[c] == metric).unwrap()
+                        };
+                        let first = position(batch.start_metric[item]);
+                        let last = position(batch.end_metric[item]);
+                        assert!(first < last);
+                        let read = |checkpoint| {
+                            let mut flat = vec![0.0; len];
+                            data.read(checkpoint, &mut flat);
+                            flat.iter_mut().for_each(|v| *v *= 0.5);
+                            flat
+                        };
+                        let (a, b) = (read(first), read(last));
+                        let found = |row: &[f32], value| row.iter().position(|&v| v == value);
+                        let order: Vec<_> = a.iter().map(|&v| found(start, v).unwrap()).collect();
+                        let other: Vec<_> = b.iter().map(|&v| found(end, v).unwrap()).collect();
+                        if precision == Precision::F32 {
+                            assert_eq!(order, other);
+                        }
+                        moved += usize::from(start != a);
+                    }
+                    assert_eq!(moved > 20, permute, "{moved} of 32 are reordered");
+                    if part == Part::HeldOut && !permute {
+                        held_out = Some(batch.clone());
+                    }
+                }
+            }
+            assert!(held_out.is_some());
+        }
+    }
+
+    #[test]
+    fn settings_that_cannot_be_used_are_errors() {
+        let data = dataset(mlp(1, 2, 1), &[2, 2], Precision::F32);
+        for config in [
+            PairConfig { from_start: 1.5, ..Default::default() },
+            PairConfig { from_start: f64::NAN, ..Default::default() },
+            PairConfig { scale: 0.0, ..Default::default() },
+        ] {
+            let result = PairSampler::new(data.clone(), Part::Train, config);
+            assert!(matches!(result, Err(StoreError::Setting { .. })));
+        }
+    }
+
+    #[test]
+    #[ignore = "prints times"]
+    fn speed() {
+        let data = dataset(mlp(64, 10, 10), &[100; 400], Precision::F16);
+        for (size, permute) in [(64, false), (64, true), (256, true)] {
+            let config = PairConfig { permute, ..Default::default() };
+            let mut sampler = PairSampler::new(data.clone(), Part::Train, config).unwrap();
+            let mut batch = PairBatch::new(size, data.layout().num_parameters());
+            let start = std::time::Instant::now();
+            for step in 0..1000 {
+                sampler.fill(step, &mut batch);
+            }
+            println!("{size} {permute}: {:?} a batch", start.elapsed() / 1000);
         }
     }
 }

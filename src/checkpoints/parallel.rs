@@ -75,7 +75,7 @@ pub struct RecordReport<E> {
 
 /// Records runs in parallel, and skips those that the store has already.
 ///
-/// `record` makes one run: it trains a network and calls [`Run::record_flat`].
+/// `record` makes one run: it trains a network and calls [`Run::record`].
 /// The run is finished for it. Since a run is known by its number, a recording
 /// that was stopped or killed goes on where it was when it is called again, and
 /// what is recorded does not depend on the number of threads.

@@ -4,11 +4,15 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
+use dfdx::nn::TensorCollection;
+use dfdx::shapes::Dtype;
+use dfdx::tensor_ops::Device;
+use num_traits::AsPrimitive;
 use serde::{Deserialize, Serialize};
 
 use super::store::Recorded;
 use super::{Parameters, RunInfo, Store, StoreError};
-use crate::layout::LayoutError;
+use crate::network::flatten;
 
 /// Why a run is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -60,21 +64,41 @@ pub enum Outcome {
 /// nothing in the store.
 ///
 /// # Examples
-/// ```no_run
-/// # use lopt::checkpoints::{RunInfo, Store, StoreError};
-/// # fn train(store: &Store) -> Result<(), StoreError> {
-/// let mut run = store.begin_run(RunInfo::new(7, 7))?;
-/// for iteration in 0..100 {
-///     // One step of your own loop, then, as often as you like:
-///     let (weights, validation_loss) = (vec![0.0; 10], 1.0);
-///     run.at(iteration).record_flat(&weights, &[validation_loss])?;
-///     if run.reason().is_some() {
-///         break; // The run has diverged and will be dropped.
-///     }
+/// ```
+/// use dfdx::optim::{Optimizer as _, Sgd, SgdConfig};
+/// use dfdx::prelude::*;
+/// use lopt::checkpoints::{Metadata, Outcome, RunInfo, Store};
+/// use lopt::metric::Metric;
+/// use lopt::Network;
+///
+/// #[lopt::network]
+/// struct Line {
+///     slope: Linear<1, 1>,
 /// }
-/// run.finish()?;
-/// # Ok(())
-/// # }
+///
+/// # let folder = tempfile::tempdir()?;
+/// let metadata = Metadata::new("line", Line::layout()?, vec![Metric::VALIDATION_LOSS]);
+/// let store = Store::open_or_create(folder.path(), metadata)?;
+/// let mut run = store.begin_run(RunInfo::new(0, 0))?;
+///
+/// let dev = Cpu::default();
+/// let mut model = dev.build_module::<Line, f32>();
+/// let mut sgd = Sgd::new(&model, SgdConfig { lr: 0.1, ..Default::default() });
+/// let mut gradients = model.alloc_grads();
+/// let x: Tensor<Rank2<4, 1>, f32, _> = dev.tensor([[0.0], [1.0], [2.0], [3.0]]);
+/// for iteration in 0..20 {
+///     let y = model.forward_mut(x.clone().traced(gradients));
+///     let loss = mse_loss(y, x.clone() * 2.0);
+///     run.at(iteration).record(&model, &[f64::from(loss.array())])?;
+///     if run.reason().is_some() {
+///         break; // The run has diverged, and will be dropped.
+///     }
+///     gradients = loss.backward();
+///     sgd.update(&mut model, &gradients)?;
+///     model.zero_grads(&mut gradients);
+/// }
+/// assert_eq!(run.finish()?, Outcome::Kept { checkpoints: 20 });
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct Run {
@@ -131,6 +155,25 @@ impl Run {
         self
     }
 
+    /// Records a checkpoint: the trainable parameters of a model, and one value
+    /// for each metric of the store.
+    ///
+    /// A bad value is no error: the run goes on, and is dropped in the end.
+    ///
+    /// # Errors
+    /// As [`record_flat`](Run::record_flat), and if the model cannot be read.
+    pub fn record<M, E, D>(&mut self, model: &M, metrics: &[f64]) -> Result<(), StoreError>
+    where
+        M: TensorCollection<E, D>,
+        E: Dtype + AsPrimitive<f32>,
+        D: Device<E>,
+    {
+        let flat = flatten(model)
+            .map_err(|e| StoreError::Network { id: self.info.id, source: Box::new(e) })?;
+        let flat: Vec<f32> = flat.into_iter().map(|value: E| value.as_()).collect();
+        self.record_flat(&flat, metrics)
+    }
+
     /// Records a checkpoint: a flat parameter vector, and one value for each
     /// metric of the store.
     ///
@@ -148,8 +191,7 @@ impl Run {
         let metadata = self.store.metadata();
         let (found, expected) = (parameters.len(), metadata.layout.num_parameters());
         if found != expected {
-            let source = LayoutError::Length { found, expected };
-            return Err(StoreError::Parameters { id, source });
+            return Err(StoreError::ParameterCount { id, found, expected });
         }
         let (found, expected) = (metrics.len(), metadata.metrics.len());
         if found != expected {

@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use flate2::Crc;
 use heed::RoTxn;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::environment::{has_data, Environment, WriterLock};
 use super::recorder::{DropReason, Run};
@@ -67,8 +67,8 @@ pub struct RunEntry {
     /// How it ended.
     #[serde(flatten)]
     pub status: RunStatus,
-    /// Hash of its checkpoints, empty for a dropped run.
-    checksum: String,
+    /// CRC-32 of its checkpoints, 0 for a dropped run.
+    checksum: u32,
 }
 
 impl RunEntry {
@@ -329,8 +329,8 @@ impl Store {
             if scores.len() != row * entry.checkpoints() {
                 return Err(damaged());
             }
-            let mut hash = Sha256::new();
-            hash.update(scores);
+            let mut crc = Crc::new();
+            crc.update(scores);
             let (iterations, metrics) = scores.split_at(8 * entry.checkpoints());
             let iterations = iterations.chunks_exact(8).map(bytemuck::pod_read_unaligned).collect();
             let metrics = metrics.chunks_exact(8).map(bytemuck::pod_read_unaligned).collect();
@@ -341,9 +341,9 @@ impl Store {
                         return Err(damaged());
                     }
                     piece.copy_from_slice(found);
-                    hash.update(found);
+                    crc.update(found);
                 }
-                if checksum(hash) != entry.checksum {
+                if crc.sum() != entry.checksum {
                     return Err(damaged());
                 }
             }
@@ -356,11 +356,11 @@ impl Store {
         let id = info.id;
         let mut scores = bytemuck::cast_slice::<u64, u8>(&run.iterations).to_vec();
         scores.extend_from_slice(bytemuck::cast_slice(&run.metrics));
-        let mut hash = Sha256::new();
-        hash.update(&scores);
-        hash.update(run.parameters.bytes());
+        let mut crc = Crc::new();
+        crc.update(&scores);
+        crc.update(run.parameters.bytes());
         let status = RunStatus::Kept { checkpoints: run.iterations.len() };
-        let entry = RunEntry { info, status, checksum: checksum(hash) };
+        let entry = RunEntry { info, status, checksum: crc.sum() };
         let environment = &self.shared.environment;
         environment.write(|txn| {
             self.write_entry(txn, &entry)?;
@@ -379,7 +379,7 @@ impl Store {
         reason: DropReason,
     ) -> Result<(), StoreError> {
         let status = RunStatus::Dropped { reason };
-        let entry = RunEntry { info, status, checksum: String::new() };
+        let entry = RunEntry { info, status, checksum: 0 };
         self.shared.environment.write(|txn| self.write_entry(txn, &entry))
     }
 
@@ -435,10 +435,6 @@ fn key(prefix: &[u8], id: u64) -> Vec<u8> {
 
 fn piece_key(id: u64, piece: usize) -> Vec<u8> {
     [PARAMETERS, &id.to_be_bytes(), &(piece as u64).to_be_bytes()].concat()
-}
-
-fn checksum(hash: Sha256) -> String {
-    hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn to_json(path: &Path, value: &impl Serialize) -> Result<Vec<u8>, StoreError> {

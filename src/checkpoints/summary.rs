@@ -107,7 +107,7 @@ impl Store {
                     Direction::Maximize => f64::max,
                 };
                 first.extend(column().next());
-                last.extend(column().last());
+                last.extend(column().next_back());
                 best.extend(column().reduce(better));
             }
         }

@@ -7,16 +7,27 @@ pub mod config;
 pub mod diffusion;
 pub mod embedding;
 mod executor;
+mod file;
 pub mod normalizer;
+mod optimizer;
 pub mod sampler;
 pub mod schedule;
 mod tokens;
+mod trainer;
 mod transformer;
+mod weights;
 
 pub use config::{ConfigError, ModelConfig, Prediction, Tokenization};
 pub use diffusion::NoiseSchedule;
 pub use executor::{Executor, Inputs, Target};
+pub use file::{FileError, Precision};
 pub use normalizer::Normalizer;
+pub use optimizer::{Gpt, GptConfig, Pretrained, SampleError};
 pub use sampler::{NoiseSource, Sampler, SamplerConfig, SamplerKind, SeededNoise, Spacing};
 pub use schedule::LearningRateSchedule;
+pub use trainer::{clip_scale, StepReport, TrainError, Trainer, TrainerConfig};
 pub use transformer::{ParameterSpec, Transformer};
+pub use weights::{PromptRange, Weights, WeightsError, WeightsHeader};
+
+/// Steps of the diffusion process that models are trained on.
+pub const DIFFUSION_STEPS: usize = 1000;

@@ -59,6 +59,15 @@ impl Normalizer {
         Ok(Self { scale })
     }
 
+    /// Checks the scale.
+    ///
+    /// # Errors
+    /// If it is not a positive finite number.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let usable = self.scale.is_finite() && self.scale > 0.0;
+        ConfigError::check(usable, "scale", &self.scale, &"a finite number above 0")
+    }
+
     /// Raw to normalised.
     pub fn normalize<F: Float>(&self, flat: &mut [F]) {
         let scale = cast::<F>(self.scale);

@@ -158,9 +158,11 @@ impl<F, T: FnMut(&mut [F])> NoiseSource<F> for T {
 pub struct SeededNoise(ChaCha8Rng);
 
 impl SeededNoise {
-    /// The noise of a seed.
-    pub fn new(seed: u64) -> Self {
-        Self(ChaCha8Rng::seed_from_u64(seed))
+    /// One of the independent streams of noise of a seed.
+    pub fn new(seed: u64, stream: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(stream);
+        Self(rng)
     }
 }
 
@@ -212,7 +214,7 @@ struct Step {
 ///     output.copy_from_slice(&[0.5, -0.5]);
 ///     Ok::<(), std::convert::Infallible>(())
 /// };
-/// let sample = sampler.sample(&mut SeededNoise::new(0), 2, &mut predict).unwrap();
+/// let sample = sampler.sample(&mut SeededNoise::new(0, 0), 2, &mut predict).unwrap();
 /// assert_eq!(sample, [0.5, -0.5]);
 /// # Ok::<(), lopt::gpt::ConfigError>(())
 /// ```
@@ -441,7 +443,7 @@ mod tests {
                 schedule.noise_from_start(t as usize, x, &wanted, out);
                 Ok::<_, Infallible>(())
             };
-            let sample = sampler.sample(&mut SeededNoise::new(3), 3, &mut predict).unwrap();
+            let sample = sampler.sample(&mut SeededNoise::new(3, 0), 3, &mut predict).unwrap();
             for (a, b) in sample.iter().zip(wanted) {
                 assert!((a - b).abs() < 1e-9, "{kind:?} {sample:?}");
             }
@@ -481,7 +483,7 @@ mod tests {
             out.copy_from_slice(&[-3.0, 0.2, 3.0, f32::NAN]);
             Ok::<_, Infallible>(())
         };
-        let sample = sampler.sample(&mut SeededNoise::new(1), 4, &mut predict).unwrap();
+        let sample = sampler.sample(&mut SeededNoise::new(1, 0), 4, &mut predict).unwrap();
         assert_eq!(sample[..3], [-1.0, 0.2, 0.5]);
         assert!(sample[3].is_nan());
     }
@@ -498,18 +500,18 @@ mod tests {
                 Ok(())
             }
         };
-        assert_eq!(sampler.sample(&mut SeededNoise::new(1), 4, &mut predict), Err("no"));
+        assert_eq!(sampler.sample(&mut SeededNoise::new(1, 0), 4, &mut predict), Err("no"));
         assert_eq!(calls, 3);
     }
 
     #[test]
     fn seeded_noise_is_fixed_and_alike_in_both_types() {
         let (mut a, mut b) = ([0.0f32; 3], [0.0f64; 3]);
-        SeededNoise::new(7).fill(&mut a);
-        SeededNoise::new(7).fill(&mut b);
+        SeededNoise::new(7, 0).fill(&mut a);
+        SeededNoise::new(7, 0).fill(&mut b);
         assert_eq!(a, b.map(|x| x as f32));
         let mut mean = [0.0f64; 4096];
-        SeededNoise::new(8).fill(&mut mean);
+        SeededNoise::new(8, 0).fill(&mut mean);
         let variance = mean.iter().map(|x| x * x).sum::<f64>() / 4096.0;
         assert!((variance - 1.0).abs() < 0.1, "{variance}");
     }
@@ -550,7 +552,7 @@ mod tests {
                 out.copy_from_slice(&wanted);
                 Ok::<_, Infallible>(())
             };
-            let sample = sampler.sample(&mut SeededNoise::new(seed), wanted.len(), &mut predict);
+            let sample = sampler.sample(&mut SeededNoise::new(seed, 0), wanted.len(), &mut predict);
             proptest::prop_assert_eq!(sample.unwrap(), wanted);
         }
     }
