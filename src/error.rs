@@ -19,6 +19,12 @@ pub enum Error {
     /// A configuration cannot be used.
     #[error(transparent)]
     Config(#[from] crate::gpt::ConfigError),
+    /// A task could not be set up, scored or trained.
+    #[error(transparent)]
+    Task(#[from] crate::tasks::TaskError),
+    /// A seed is too large.
+    #[error(transparent)]
+    Seed(#[from] crate::tasks::SeedError),
     /// A checkpoint store, a recording or a data set cannot be used.
     #[error(transparent)]
     Store(#[from] crate::checkpoints::StoreError),

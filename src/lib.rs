@@ -12,6 +12,7 @@ pub mod metric;
 pub mod network;
 pub mod optimizer;
 pub mod symmetry;
+pub mod tasks;
 
 pub use error::{Error, Result};
 pub use gpt::{Gpt, Pretrained};

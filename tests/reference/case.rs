@@ -134,6 +134,7 @@ impl Case {
             max_frequency_log2: number(json, "max_freq_log2")?,
             absolute_conditioning: flag(json, "absolute_loss_conditioning")?,
             prediction: Prediction::Start,
+            ..ModelConfig::reference(Tokenization::LayerByLayer)
         };
         if starts.and_then(Value::as_bool) == Some(false) {
             config.prediction = Prediction::Noise;

@@ -387,7 +387,7 @@ pub fn splits(case: &Case, report: &mut Report) -> Outcome {
 
 /// A network of the smallest size with this tokenization.
 fn small(tokenization: Tokenization) -> ModelConfig {
-    ModelConfig { tokenization, width: 1, heads: 1, blocks: 1, ..ModelConfig::default() }
+    ModelConfig { width: 1, heads: 1, blocks: 1, ..ModelConfig::reference(tokenization) }
 }
 
 /// A layout of tensors with these sizes.
@@ -472,13 +472,12 @@ fn plan_of(stated: &serde_json::Map<String, Value>) -> Outcome<Transformer> {
         .map(|k| side(format!("decoder.{decoders}.{k}.{last}.weight"), 0))
         .collect::<Outcome<Vec<_>>>()?;
     let config = ModelConfig {
-        tokenization: Tokenization::LayerByLayer,
         width: side("decoder.ln_f.weight".into(), 0)?,
         blocks: most("blocks", 2) + 1,
         heads: 1,
         encoder_depth: most(encoders, 3) / 2 + 1,
         decoder_depth,
-        ..ModelConfig::default()
+        ..ModelConfig::reference(Tokenization::LayerByLayer)
     };
     let layout = tensors(&outputs)?;
     let embedded = inputs.iter().sum::<usize>().saturating_sub(2 * outputs.iter().sum::<usize>());

@@ -1,0 +1,159 @@
+//! Problems to train small networks on, record and compare optimizers with.
+//!
+//! A [`Task`] is a network, its data in three [splits](Split) and an ordinary
+//! dfdx training loop. Everything above (recording, evaluation, the command)
+//! sees only the trait, so a further data set or a control problem is one more
+//! implementation.
+
+use std::ops::ControlFlow;
+
+use crate::layout::{Layout, LayoutError};
+use crate::metric::{Metric, MetricKind, Split};
+
+pub mod classifier;
+pub mod digits;
+pub mod recording;
+pub mod seeds;
+pub mod training;
+
+pub use digits::{Digits, DigitsMlp};
+pub use recording::RecordingConfig;
+pub use seeds::{SeedError, Seeds};
+pub use training::{Algorithm, Schedule, TrainingConfig};
+
+/// Why a task could not be set up, scored or trained.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TaskError {
+    /// No task has this name.
+    #[error("no task is named `{found}`, expected one of: {expected}")]
+    Unknown {
+        /// Name asked for.
+        found: String,
+        /// Names there are.
+        expected: String,
+    },
+    /// The data could not be unpacked.
+    #[error("cannot unpack the data of task `{task}`")]
+    Unpack {
+        /// Name of the task.
+        task: &'static str,
+        /// What went wrong.
+        source: std::io::Error,
+    },
+    /// A line of the data is not an example.
+    #[error("line {line} of the data of task `{task}` is not an example: {problem}")]
+    Data {
+        /// Name of the task.
+        task: &'static str,
+        /// Line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A setting is outside its range.
+    #[error("`{field}` is {found}, expected {expected}")]
+    Setting {
+        /// Name of the field.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// What it must be.
+        expected: String,
+    },
+    /// The network's layout is unusable, or a flat vector does not fit it.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The network's parameters could not be read or written.
+    #[error(transparent)]
+    Network(#[from] crate::network::NetworkError),
+    /// dfdx failed.
+    #[error("dfdx cannot train the network: {0}")]
+    Dfdx(String),
+    /// A thread pool could not be made.
+    #[error("cannot start threads")]
+    Threads {
+        /// What went wrong.
+        source: rayon::ThreadPoolBuildError,
+    },
+}
+
+/// A network, data to train it on, and how it is scored.
+pub trait Task: Sync {
+    /// Name, as the command spells it.
+    fn name(&self) -> &'static str;
+
+    /// One line for people: the data and the network.
+    fn summary(&self) -> String;
+
+    /// Layout of the network's parameters.
+    ///
+    /// # Errors
+    /// If the network has no usable layout.
+    fn layout(&self) -> Result<Layout, TaskError>;
+
+    /// What [`measure`](Self::measure) returns, in its order.
+    fn kinds(&self) -> &'static [MetricKind];
+
+    /// Examples in a split.
+    fn size(&self, split: Split) -> usize;
+
+    /// The metric that a learned optimizer is conditioned on.
+    fn condition(&self) -> Metric {
+        Metric { kind: self.kinds()[0], split: Split::Validation }
+    }
+
+    /// A freshly initialised network, as dfdx initialises it.
+    ///
+    /// # Errors
+    /// If dfdx fails.
+    fn initial(&self, seed: u64) -> Result<Vec<f32>, TaskError>;
+
+    /// Scores a network on a split.
+    ///
+    /// # Errors
+    /// If `parameters` has the wrong length.
+    fn measure(&self, parameters: &[f32], split: Split) -> Result<Vec<f64>, TaskError>;
+
+    /// How this task's runs are recorded unless the user says otherwise.
+    fn recording(&self) -> RecordingConfig;
+
+    /// Trains a network from `start` with dfdx's loop and optimizer.
+    ///
+    /// `observe` gets the step (0 is `start`) and the parameters at each of
+    /// `at`, which must ascend; it ends the training early with `Break`. `seed`
+    /// decides the order of the examples.
+    ///
+    /// # Errors
+    /// If a setting is outside its range, or dfdx fails.
+    fn train(
+        &self,
+        start: &[f32],
+        seed: u64,
+        config: &TrainingConfig,
+        at: &[usize],
+        observe: &mut dyn FnMut(usize, &[f32]) -> ControlFlow<()>,
+    ) -> Result<(), TaskError>;
+}
+
+/// The task of this name.
+///
+/// # Errors
+/// If there is none.
+pub fn by_name(name: &str) -> Result<Box<dyn Task>, TaskError> {
+    match name {
+        digits::NAME => Ok(Box::new(Digits::load()?)),
+        _ => Err(TaskError::Unknown { found: name.to_owned(), expected: NAMES.join(", ") }),
+    }
+}
+
+/// Names of all tasks.
+pub const NAMES: &[&str] = &[digits::NAME];
+
+/// What is recorded with a checkpoint: every kind of metric on every split.
+pub fn metrics(task: &dyn Task) -> Vec<Metric> {
+    [Split::Validation, Split::Test, Split::Train]
+        .into_iter()
+        .flat_map(|split| task.kinds().iter().map(move |&kind| Metric { kind, split }))
+        .collect()
+}
