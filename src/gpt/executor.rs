@@ -284,6 +284,42 @@ impl<F: Float> Executor<F> {
         Ok(())
     }
 
+    /// The tokens of one sample on their way through the network: before the
+    /// first block, after each block, and after the last LayerNorm.
+    ///
+    /// # Shapes
+    /// Each `[T, D]`, but the last two hold output tokens only, which are the
+    /// first ones.
+    ///
+    /// # Errors
+    /// If a buffer has the wrong length, there is more than one sample, or the
+    /// executor was built for inference, where blocks overwrite the tokens.
+    pub fn stages(
+        &mut self,
+        parameters: &[F],
+        inputs: &Inputs<'_, F>,
+    ) -> Result<Vec<Vec<F>>, EngineError> {
+        if self.arena.training.is_none() {
+            return Err(EngineError::InferenceOnly);
+        }
+        let batch = self.check(parameters, inputs)?;
+        if batch > 1 {
+            return Err(EngineError::Batch { found: batch, capacity: 1 });
+        }
+        let (model, arena) = (&self.model, &self.arena);
+        let job = Job { model, arena, parameters, inputs, batch, workers: 1 };
+        let mut stages = Vec::new();
+        job.run(0, &mut self.workers[0].arena, &mut [], |cpu, _| {
+            let all = job.arena.stages().count();
+            for (i, slot) in job.arena.stages().enumerate() {
+                let rows =
+                    if i + 2 < all { job.model.num_tokens() } else { job.model.num_outputs() };
+                stages.push(cpu.arena[slot.range(rows)].to_vec());
+            }
+        });
+        Ok(stages)
+    }
+
     /// Runs forward and backward passes. `seed` turns the output of a pass into
     /// its gradient, and returns the loss. `rows` takes the gradients of the
     /// noised input, if it is not empty.

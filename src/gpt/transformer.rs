@@ -133,6 +133,11 @@ impl Transformer {
         self.tokens.len()
     }
 
+    /// Number of tokens that are decoded, the first ones.
+    pub fn num_outputs(&self) -> usize {
+        self.tokens.num_outputs()
+    }
+
     /// Positions of the parameters that weight decay applies to (weights of
     /// linear layers), ascending and disjoint.
     pub fn decayed(&self) -> Vec<std::ops::Range<usize>> {

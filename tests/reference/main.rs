@@ -39,7 +39,29 @@ fn main() -> ExitCode {
     if let Some(folder) = std::env::var_os("LOPT_FIXTURES") {
         collect("fixtures", Path::new(&folder), &mut trials);
     }
+    trials.push(Trial::test("hostile/truncated", move || Ok(truncated(&golden)?)));
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Every golden file of tensors, cut short anywhere, is refused.
+fn truncated(root: &Path) -> Outcome {
+    let mut files = Vec::new();
+    find(root, &mut files);
+    files.retain(|file| file.extension().is_some_and(|e| e == "safetensors"));
+    for file in files {
+        let bytes = std::fs::read(&file).map_err(|e| e.to_string())?;
+        for cut in (0..64).map(|k| k * bytes.len() / 64).chain([4, 8, 9, bytes.len() - 1]) {
+            if case::read_tensors(&bytes[..cut]).is_ok() {
+                return Err(format!("{} cut to {cut} bytes is read", file.display()));
+            }
+        }
+        let mut endless = bytes;
+        endless[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+        if case::read_tensors(&endless).is_ok() {
+            return Err(format!("{} with an endless header is read", file.display()));
+        }
+    }
+    Ok(())
 }
 
 /// One trial for each JSON file below `root`, and one more that fails if there is none.

@@ -148,7 +148,58 @@ pub fn forward(case: &Case, report: &mut Report) -> Outcome {
         let found = input_gradient(&mut double, case)?;
         report.compare("grad.x_noised, ours in f64", &found, expected, bound);
     }
+    stages(case, report, &mut single)?;
     embeddings(case, report, &plan)
+}
+
+/// Tokens before, between and after the blocks.
+fn stages(case: &Case, report: &mut Report, model: &mut Model<f32>) -> Outcome {
+    let first = "inter.after_ln_in";
+    if !case.has(first) {
+        return Ok(());
+    }
+    let plan = model.plan.clone();
+    let (width, blocks) = (plan.config().width, plan.config().blocks);
+    let mut names = vec![first.to_owned()];
+    names.extend((0..blocks).map(|i| format!("inter.after_block{i}")));
+    names.push("inter.after_ln_f".to_owned());
+    let mut found = vec![Vec::new(); names.len()];
+
+    let size = plan.layout().num_parameters();
+    let all = |name: &str| case.cast::<f32>(name);
+    let (noised, start, t) = (all("x_noised")?, all("x_prev")?, all("t")?);
+    let (target, current) = (all("loss_target")?, all("loss_prev")?);
+    let delta = single_difference(&target, &current);
+    for n in 0..t.len() {
+        let inputs = Inputs {
+            noised: &noised[n * size..][..size],
+            start: &start[n * size..][..size],
+            timestep: &t[n..=n],
+            delta: &delta[n..=n],
+            target: &target[n..=n],
+            current: &current[n..=n],
+        };
+        let stages =
+            model.executor.stages(&model.parameters, &inputs).map_err(|e| e.to_string())?;
+        found.iter_mut().zip(stages).for_each(|(found, stage)| found.push(widen(&stage)));
+    }
+    // Ours is after the position embedding, theirs before it.
+    let positions = case.values("model.decoder.pos_emb")?;
+    for tokens in &mut found[0] {
+        tokens.iter_mut().zip(positions).for_each(|(v, p)| *v -= p);
+    }
+    for (name, found) in names.iter().zip(found) {
+        // Of the last two, only output tokens are computed.
+        let sample = case.shape(name)?[1] * width;
+        let expected: Vec<f64> = case
+            .values(name)?
+            .chunks(sample)
+            .zip(&found)
+            .flat_map(|(row, found)| row[..found.len()].to_vec())
+            .collect();
+        report.compare(name, &found.concat(), &expected, DEFAULT);
+    }
+    Ok(())
 }
 
 /// Gradient of the output's product with the cotangent.
@@ -321,25 +372,15 @@ pub fn splits(case: &Case, report: &mut Report) -> Outcome {
         }
         report.same(&format!("row {i} inputs"), &inputs, &counts(row, "input_splits")?);
     }
-    for (i, row) in json
-        .get("build_splits_direct")
-        .map_or(Ok(&[][..]), |_| list(json, "build_splits_direct"))?
-        .iter()
-        .enumerate()
-    {
-        match counts(row, "parameter_sizes") {
-            Ok(sizes) => {
-                let config = small(tokenization(row, "policy")?);
-                let plan =
-                    Transformer::new(config, &tensors(&sizes)?).map_err(|e| e.to_string())?;
-                let found = output_splits(&plan);
-                report.same(&format!("direct {i}"), &found, &counts(row, "splits")?);
-            }
-            // Inputs of different sizes, which a G.pt does not have.
-            Err(_) => {
-                report.note(format!("direct {i}: inputs of unequal sizes, which no G.pt has"))
-            }
-        }
+    let direct = json.get("build_splits_direct").and_then(Value::as_array);
+    for (i, row) in direct.into_iter().flatten().enumerate() {
+        let Ok(sizes) = counts(row, "parameter_sizes") else {
+            report.note(format!("direct {i}: inputs of unequal sizes, which no G.pt has"));
+            continue;
+        };
+        let config = small(tokenization(row, "policy")?);
+        let plan = Transformer::new(config, &tensors(&sizes)?).map_err(|e| e.to_string())?;
+        report.same(&format!("direct {i}"), &output_splits(&plan), &counts(row, "splits")?);
     }
     Ok(())
 }
@@ -410,39 +451,52 @@ fn fresh_returns_start(report: &mut Report, plan: Transformer, parameters: &[f32
 }
 
 /// The network that parameters of these names and shapes belong to. Heads do
-/// not show in them, nor does how the tokens were cut: a tensor for each output
-/// token gives the same ones.
+/// not show in them; a tensor for each output token is cut into the same tokens.
 fn plan_of(stated: &serde_json::Map<String, Value>) -> Outcome<Transformer> {
-    let shape = |name: &str| {
-        let json = stated.get(name).ok_or_else(|| format!("`{name}` is not stated"))?;
-        counts(json, "shape")
-    };
-    let part =
-        |name: &str, at: usize| name.split('.').nth(at).and_then(|p| p.parse::<usize>().ok());
+    let (encoders, decoders) = ("input_parameter_projections", "output_parameter_projections");
+    let part = |name: &str, at: usize| name.split('.').nth(at)?.parse::<usize>().ok();
     let most = |group: &str, at: usize| {
         let names = stated.keys().filter(|name| name.split('.').nth(1) == Some(group));
         names.filter_map(|name| part(name, at)).max().unwrap_or(0)
     };
-    let encoder_depth = most("input_parameter_projections", 3) / 2 + 1;
-    let decoder_depth = most("output_parameter_projections", 3) / 2 + 1;
-    let (inputs, outputs) =
-        (most("input_parameter_projections", 2) + 1, most("output_parameter_projections", 2) + 1);
-    let width = shape("decoder.ln_f.weight")?[0];
-    let sizes = (0..outputs).map(|k| {
-        let last = 2 * (decoder_depth - 1);
-        Ok(shape(&format!("decoder.output_parameter_projections.{k}.{last}.weight"))?[0])
-    });
-    let sizes = sizes.collect::<Outcome<Vec<_>>>()?;
-    let scalar = shape(&format!("decoder.input_parameter_projections.{}.0.weight", inputs - 1))?[1];
+    let side = |name: String, axis: usize| {
+        let json = stated.get(&name).ok_or_else(|| format!("`{name}` is not stated"))?;
+        counts(json, "shape")?.get(axis).copied().ok_or_else(|| format!("shape of `{name}`"))
+    };
+    let decoder_depth = most(decoders, 3) / 2 + 1;
+    let last = 2 * (decoder_depth - 1);
+    let inputs = (0..=most(encoders, 2))
+        .map(|k| side(format!("decoder.{encoders}.{k}.0.weight"), 1))
+        .collect::<Outcome<Vec<_>>>()?;
+    let outputs = (0..=most(decoders, 2))
+        .map(|k| side(format!("decoder.{decoders}.{k}.{last}.weight"), 0))
+        .collect::<Outcome<Vec<_>>>()?;
     let config = ModelConfig {
-        width,
+        width: side("decoder.ln_f.weight".into(), 0)?,
         blocks: most("blocks", 2) + 1,
         heads: 1,
-        encoder_depth,
+        encoder_depth: most(encoders, 3) / 2 + 1,
         decoder_depth,
-        frequencies: (scalar - 1) / 2,
-        absolute_conditioning: inputs - 2 * outputs == 4,
         ..ModelConfig::reference(Tokenization::LayerByLayer)
     };
-    Transformer::new(config, &tensors(&sizes)?).map_err(|e| e.to_string())
+    let layout = tensors(&outputs)?;
+    let embedded = inputs.iter().sum::<usize>().saturating_sub(2 * outputs.iter().sum::<usize>());
+    let length = inputs.iter().copied().max().unwrap_or(1);
+    for absolute_conditioning in [true, false] {
+        let frequencies = (embedded / if absolute_conditioning { 4 } else { 2 }).max(1) / 2;
+        for tokenization in [
+            Tokenization::LayerByLayer,
+            Tokenization::ChunkWithinLayer { length },
+            Tokenization::ChunkWithinInput { length },
+            Tokenization::Chunk { length },
+        ] {
+            let config =
+                ModelConfig { tokenization, frequencies, absolute_conditioning, ..config.clone() };
+            match Transformer::new(config, &layout) {
+                Ok(plan) if input_splits(&plan) == inputs => return Ok(plan),
+                _ => {}
+            }
+        }
+    }
+    Err("no tokenization gives these tokens".into())
 }

@@ -86,11 +86,16 @@ fn split(case: &Case, report: &mut Report, checkpoints: usize) -> Outcome {
     let held_out = count(json, "num_test_runs")?;
     let config = DatasetConfig { held_out, metric: Metric::TEST_LOSS, ..Default::default() };
     let dataset = Dataset::load(&store, &config).map_err(|e| error(&e))?;
+    // Names of runs, in the order of their numbers.
+    let names = |field: &str| -> Outcome<Vec<String>> {
+        let names = list(json, field)?.iter().filter_map(Value::as_str);
+        Ok(names.map(str::to_owned).collect())
+    };
+    let mut all = [names("train_runs")?, names("test_runs")?].concat();
+    all.sort();
     for (field, runs) in [("train_runs", dataset.train()), ("test_runs", dataset.held_out())] {
-        let found: Vec<String> =
-            runs.iter().map(|run: &RunSpan| format!("{:06}", run.id)).collect();
-        let expected = list(json, field)?.iter().map(|v| v.as_str().unwrap_or("").to_owned());
-        report.same(field, &found, &expected.collect());
+        let name = |run: &RunSpan| all.get(run.id as usize).cloned().unwrap_or_default();
+        report.same(field, &runs.iter().map(name).collect::<Vec<_>>(), &names(field)?);
     }
     Ok(())
 }

@@ -229,7 +229,8 @@ pub fn end_to_end(case: &Case, report: &mut Report) -> Outcome {
     let clip = match kind {
         "none" => None,
         "static" => match crate::case::numbers(threshold, "param_range")?[..] {
-            [low, high] => Some(normalizer.range(low, high)),
+            // Of normalised parameters.
+            [low, high] => Some((low, high)),
             _ => return Err("`param_range` is not a pair".into()),
         },
         other => return Err(format!("no thresholding `{other}`")),

@@ -1,7 +1,7 @@
 //! Training: loss, gradient, clipping, AdamW, moving average.
 
 use lopt::engine::{adamw_ema, global_norm, AdamW, Float, Threads, Update};
-use lopt::gpt::{Inputs, Target, Transformer};
+use lopt::gpt::{clip_scale, Inputs, Target, Transformer};
 use serde_json::Value;
 
 use crate::case::{count, list, number, widen, Case};
@@ -161,7 +161,7 @@ fn run<F: Float>(case: &Case, mut model: Model<F>) -> Outcome<Run<F>> {
             .loss_and_gradient(&model.parameters, &inputs, &Target::new(wanted), &mut gradient)
             .map_err(|e| e.to_string())?;
         let norm = global_norm(&gradient);
-        let scale = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        let scale = if clip > 0.0 { clip_scale(norm, clip) } else { 1.0 };
         let learning_rate = rate.at(epoch + step as f64 / iterations);
         let settings = AdamW {
             learning_rate,
