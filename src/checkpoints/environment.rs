@@ -69,6 +69,13 @@ impl Environment {
         path: &Path,
         fill: impl FnOnce(&Self, &mut RwTxn) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
+        let key = path.canonicalize().map_err(StoreError::io("find", path))?;
+        let open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        // Otherwise `open` would return the one that was removed.
+        if open.get(&key).is_some_and(|old| old.strong_count() > 0) {
+            return Err(StoreError::StillOpen { path: path.to_owned() });
+        }
+        drop(open);
         let new = path.join(NEW_FOLDER);
         if new.exists() {
             fs::remove_dir_all(&new).map_err(StoreError::io("clear", &new))?;

@@ -93,6 +93,15 @@ pub enum StoreError {
         /// Folder of the store.
         path: PathBuf,
     },
+    /// The folder was removed while this process had the store open.
+    #[error(
+        "the checkpoint store that was at {path} is still open in this process: drop its handles \
+         before you make a new one"
+    )]
+    StillOpen {
+        /// Folder of the store.
+        path: PathBuf,
+    },
     /// The store was opened for reading.
     #[error("checkpoint store {path} was opened for reading, open it with `open_or_create`")]
     ReadOnly {

@@ -45,7 +45,7 @@ mod summary;
 pub use dataset::{Dataset, DatasetConfig, RunSpan, Statistics};
 pub use error::StoreError;
 pub use metadata::{Filter, Metadata, Precision};
-pub use pairs::{Pair, PairBatch, PairConfig, PairSampler, Part, TargetSpacing};
+pub use pairs::{Pair, PairBatch, PairConfig, PairSampler, Part};
 pub use parallel::{record_runs, FailedRun, Progress, RecordOptions, RecordReport};
 pub use parameters::Parameters;
 pub use recorder::{DropReason, Outcome, Run};

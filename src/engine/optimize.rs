@@ -83,6 +83,21 @@ pub fn adamw_ema<F: Float>(threads: &Threads, settings: &AdamW, update: Update<'
     };
     let keep = F::from_f64(1.0 - settings.learning_rate * settings.weight_decay);
     let decayed = update.decayed;
+    let run = |start: usize, [p, m, v, a]: [&mut [F]; 4]| {
+        for_each_part(decayed, start..start + p.len(), |part, decays| {
+            let own = part.start - start..part.end - start;
+            let keep = if decays { keep } else { F::one() };
+            AdamStep { keep, gradient: &gradient[part], ..adam }.run(
+                &mut p[own.clone()],
+                &mut m[own.clone()],
+                &mut v[own.clone()],
+                &mut a[own],
+            );
+        });
+    };
+    if threads.count() == 1 {
+        return run(0, [parameters, first, second, average]);
+    }
     threads.install(|| {
         parameters
             .par_chunks_mut(CHUNK)
@@ -90,19 +105,7 @@ pub fn adamw_ema<F: Float>(threads: &Threads, settings: &AdamW, update: Update<'
             .zip(second.par_chunks_mut(CHUNK))
             .zip(average.par_chunks_mut(CHUNK))
             .enumerate()
-            .for_each(|(chunk, (((p, m), v), a))| {
-                let start = chunk * CHUNK;
-                for_each_part(decayed, start..start + p.len(), |part, decays| {
-                    let own = part.start - start..part.end - start;
-                    let keep = if decays { keep } else { F::one() };
-                    AdamStep { keep, gradient: &gradient[part], ..adam }.run(
-                        &mut p[own.clone()],
-                        &mut m[own.clone()],
-                        &mut v[own.clone()],
-                        &mut a[own],
-                    );
-                });
-            });
+            .for_each(|(chunk, (((p, m), v), a))| run(chunk * CHUNK, [p, m, v, a]));
     });
 }
 

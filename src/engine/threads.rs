@@ -38,7 +38,8 @@ impl Threads {
         self.count
     }
 
-    /// Runs `work`, with calls of rayon inside on these threads.
+    /// Runs `work` where calls of rayon go to these threads. With one thread
+    /// that is the caller's: `work` must then make no such calls.
     pub(crate) fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         match &self.pool {
             Some(pool) => pool.install(work),

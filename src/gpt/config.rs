@@ -77,14 +77,31 @@ pub enum Prediction {
     Noise,
 }
 
+/// How the conditioning scalars reach the tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Conditioning {
+    /// As tokens of their own, which the others attend to; as the reference.
+    OwnTokens,
+    /// Also as part of every token, beside its parameters. Only with
+    /// [`Tokenization::Units`].
+    #[default]
+    EveryToken,
+}
+
 /// Shape of a G.pt.
+///
+/// [`Default`] is what was measured to learn best (`benches/RESULTS.md`);
+/// [`reference`](Self::reference) has the inputs of the G.pt code.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
     /// How parameters are cut into tokens. Default [`Tokenization::Units`].
     pub tokenization: Tokenization,
+    /// How the scalars reach the tokens. Default [`Conditioning::EveryToken`].
+    pub conditioning: Conditioning,
     /// Width `D` of the transformer, a multiple of `heads`. Default 128.
     pub width: usize,
-    /// Number of blocks `L`. Default 4.
+    /// Number of blocks `L`. Default 6.
     pub blocks: usize,
     /// Attention heads `H`. Default 4.
     pub heads: usize,
@@ -92,10 +109,21 @@ pub struct ModelConfig {
     pub encoder_depth: usize,
     /// Linear layers in a token's decoder, at least 1. Default 1.
     pub decoder_depth: usize,
-    /// Frequencies `F` of the scalar embedding. Default 128.
+    /// Frequencies `F` of the scalar embedding. Default 32 (reference: 128).
     pub frequencies: usize,
-    /// Highest frequency, as a power of two. Default 14.
+    /// Highest frequency, as a power of two. Default 7 (reference: 14).
     pub max_frequency_log2: f64,
+    /// What the timestep is multiplied by before it is embedded. Default 1e-3
+    /// (reference: 1).
+    pub timestep_scale: f64,
+    /// Whether the noised parameters are multiplied by `sqrt(ᾱ_t)`, so that
+    /// what is mostly noise is small in its token beside the starting
+    /// parameters. Default true (reference: false).
+    ///
+    /// # Source
+    /// The idea of scaling the input by its share of signal: Karras et al.
+    /// 2022, arXiv:2206.00364, section 5.
+    pub signal_scaling: bool,
     /// Whether target and present metric are given besides their difference. Default true.
     pub absolute_conditioning: bool,
     /// What is predicted. Default [`Prediction::Start`].
@@ -106,13 +134,16 @@ impl Default for ModelConfig {
     fn default() -> Self {
         Self {
             tokenization: Tokenization::Units,
+            conditioning: Conditioning::EveryToken,
             width: 128,
-            blocks: 4,
+            blocks: 6,
             heads: 4,
             encoder_depth: 1,
             decoder_depth: 1,
-            frequencies: 128,
-            max_frequency_log2: 14.0,
+            frequencies: 32,
+            max_frequency_log2: 7.0,
+            timestep_scale: 1e-3,
+            signal_scaling: true,
             absolute_conditioning: true,
             prediction: Prediction::Start,
         }
@@ -120,6 +151,19 @@ impl Default for ModelConfig {
 }
 
 impl ModelConfig {
+    /// The inputs of the G.pt code, with one of its tokenizations.
+    pub fn reference(tokenization: Tokenization) -> Self {
+        Self {
+            tokenization,
+            conditioning: Conditioning::OwnTokens,
+            frequencies: 128,
+            max_frequency_log2: 14.0,
+            timestep_scale: 1.0,
+            signal_scaling: false,
+            ..Self::default()
+        }
+    }
+
     /// Checks every field.
     ///
     /// # Errors
@@ -136,6 +180,16 @@ impl ModelConfig {
         let range = 0.0..=30.0;
         let log2 = self.max_frequency_log2;
         check(range.contains(&log2), "max_frequency_log2", &log2, &"0 to 30")?;
+        let scale = self.timestep_scale;
+        check(scale.is_finite() && scale > 0.0, "timestep_scale", &scale, &"a positive number")?;
+        let every_token = self.conditioning == Conditioning::EveryToken;
+        let units = self.tokenization == Tokenization::Units;
+        check(
+            units || !every_token,
+            "conditioning",
+            &"every_token",
+            &"own_tokens, unless the tokenization is units",
+        )?;
         match self.tokenization {
             Tokenization::Chunk { length }
             | Tokenization::ChunkWithinLayer { length }

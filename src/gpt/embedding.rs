@@ -15,7 +15,7 @@ use crate::engine::Float;
 ///
 /// Entries may differ from PyTorch's by one unit in the last place, so a model
 /// that was trained elsewhere brings its own.
-pub(crate) fn frequencies(count: usize, max_log2: f64) -> Vec<f32> {
+pub fn frequencies(count: usize, max_log2: f64) -> Vec<f32> {
     let end = max_log2 as f32;
     let step = end / (count - 1) as f32;
     (0..count)
@@ -34,7 +34,10 @@ pub(crate) fn frequencies(count: usize, max_log2: f64) -> Vec<f32> {
 ///
 /// # Shapes
 /// `frequencies [F]`, `to [2 F + 1]`.
-pub(crate) fn embed<F: Float>(frequencies: &[f32], scalar: F, to: &mut [F]) {
+///
+/// # Panics
+/// If the lengths differ from that.
+pub fn embed<F: Float>(frequencies: &[f32], scalar: F, to: &mut [F]) {
     let (sines, rest) = to.split_at_mut(frequencies.len());
     let single = scalar.as_f64() as f32;
     for ((sine, cosine), &frequency) in sines.iter_mut().zip(rest.iter_mut()).zip(frequencies) {

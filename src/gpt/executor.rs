@@ -284,6 +284,42 @@ impl<F: Float> Executor<F> {
         Ok(())
     }
 
+    /// The tokens of one sample on their way through the network: before the
+    /// first block, after each block, and after the last LayerNorm.
+    ///
+    /// # Shapes
+    /// Each `[T, D]`, but the last two hold output tokens only, which are the
+    /// first ones.
+    ///
+    /// # Errors
+    /// If a buffer has the wrong length, there is more than one sample, or the
+    /// executor was built for inference, where blocks overwrite the tokens.
+    pub fn stages(
+        &mut self,
+        parameters: &[F],
+        inputs: &Inputs<'_, F>,
+    ) -> Result<Vec<Vec<F>>, EngineError> {
+        if self.arena.training.is_none() {
+            return Err(EngineError::InferenceOnly);
+        }
+        let batch = self.check(parameters, inputs)?;
+        if batch > 1 {
+            return Err(EngineError::Batch { found: batch, capacity: 1 });
+        }
+        let (model, arena) = (&self.model, &self.arena);
+        let job = Job { model, arena, parameters, inputs, batch, workers: 1 };
+        let mut stages = Vec::new();
+        job.run(0, &mut self.workers[0].arena, &mut [], |cpu, _| {
+            let all = job.arena.stages().count();
+            for (i, slot) in job.arena.stages().enumerate() {
+                let rows =
+                    if i + 2 < all { job.model.num_tokens() } else { job.model.num_outputs() };
+                stages.push(cpu.arena[slot.range(rows)].to_vec());
+            }
+        });
+        Ok(stages)
+    }
+
     /// Runs forward and backward passes. `seed` turns the output of a pass into
     /// its gradient, and returns the loss. `rows` takes the gradients of the
     /// noised input, if it is not empty.
@@ -320,13 +356,15 @@ impl<F: Float> Executor<F> {
                     let mut loss = 0.0;
                     job.run(index, &mut worker.arena, gradient, |cpu, samples| {
                         let (from, count) = (samples.start - first, samples.len());
-                        loss += seed(job.arena, &training, cpu, samples);
+                        loss += seed(job.arena, &training, cpu, samples.clone());
                         job.model.backward(job.arena, &training, count, size > 0, cpu);
                         let rows = rows.get_mut(from * size..).unwrap_or_default();
                         let gradients = &cpu.arena[training.input.range(count)];
                         let gradients = gradients.chunks_exact(training.input.width);
-                        for (row, gradient) in rows.chunks_exact_mut(size.max(1)).zip(gradients) {
-                            row.copy_from_slice(&gradient[..size]);
+                        let samples = rows.chunks_exact_mut(size.max(1)).zip(samples);
+                        for ((row, sample), gradient) in samples.zip(gradients) {
+                            let scale = job.signal_scale(sample);
+                            row.iter_mut().zip(gradient).for_each(|(x, &g)| *x = g * scale);
                         }
                     });
                     worker.loss = loss;
@@ -431,22 +469,36 @@ impl<F: Float> Job<'_, F> {
         }
     }
 
+    /// What the noised parameters of a sample are multiplied by.
+    fn signal_scale(&self, sample: usize) -> F {
+        F::from_f64(self.model.signal_scale(self.inputs.timestep[sample].as_f64()))
+    }
+
     /// Writes the input rows of samples.
     fn load(&self, samples: Range<usize>, arena: &mut [F]) {
         let Inputs { noised, start, timestep, delta, target, current } = *self.inputs;
         let size = self.model.layout().num_parameters();
         let absolute = self.model.config().absolute_conditioning;
         let frequencies = self.model.frequencies();
+        let timestep_scale = F::from_f64(self.model.config().timestep_scale);
         let rows = &mut arena[self.arena.input.range(samples.len())];
         for (row, i) in rows.chunks_exact_mut(self.arena.input.width).zip(samples) {
             let values = i * size..(i + 1) * size;
-            row[..size].copy_from_slice(&noised[values.clone()]);
+            let scale = self.signal_scale(i);
+            row.iter_mut().zip(&noised[values.clone()]).for_each(|(x, &n)| *x = n * scale);
             row[size..2 * size].copy_from_slice(&start[values]);
-            let scalars = [timestep, delta, target, current];
-            let count = if absolute { 4 } else { 2 };
+            let relative = [timestep[i] * timestep_scale, delta[i]];
+            let scalars = relative.into_iter().chain(
+                match absolute {
+                    true => [target[i], current[i]].map(Some),
+                    false => [None; 2],
+                }
+                .into_iter()
+                .flatten(),
+            );
             let embeddings = row[2 * size..].chunks_exact_mut(2 * frequencies.len() + 1);
-            for (scalar, embedding) in scalars[..count].iter().zip(embeddings) {
-                embed(frequencies, scalar[i], embedding);
+            for (scalar, embedding) in scalars.zip(embeddings) {
+                embed(frequencies, scalar, embedding);
             }
         }
     }

@@ -5,7 +5,7 @@
 
 pub mod config;
 pub mod diffusion;
-mod embedding;
+pub mod embedding;
 mod executor;
 mod file;
 pub mod normalizer;
@@ -17,7 +17,7 @@ mod trainer;
 mod transformer;
 mod weights;
 
-pub use config::{ConfigError, ModelConfig, Prediction, Tokenization};
+pub use config::{Conditioning, ConfigError, ModelConfig, Prediction, Tokenization};
 pub use diffusion::NoiseSchedule;
 pub use executor::{Executor, Inputs, Target};
 pub use file::{FileError, Precision};

@@ -29,8 +29,10 @@ pub use self::parameters::ParameterSpec;
 
 use self::parameters::{Initial, Places};
 use super::config::{ConfigError, ModelConfig};
+use super::diffusion::NoiseSchedule;
 use super::embedding;
 use super::tokens::Tokens;
+use super::DIFFUSION_STEPS;
 use crate::engine::Float;
 use crate::layout::Layout;
 
@@ -61,6 +63,8 @@ pub struct Transformer {
     places: Places,
     num_parameters: usize,
     frequencies: Vec<f32>,
+    /// What noised parameters are multiplied by at every timestep.
+    signal: Vec<f64>,
 }
 
 impl Transformer {
@@ -82,6 +86,9 @@ impl Transformer {
         let tokens = Tokens::new(&config, layout)?;
         let (places, specs, initial, num_parameters) = parameters::place(&config, &tokens)?;
         let frequencies = embedding::frequencies(config.frequencies, config.max_frequency_log2);
+        let schedule = NoiseSchedule::linear(DIFFUSION_STEPS)?;
+        let scale = |t| if config.signal_scaling { schedule.alpha_bar(t).sqrt() } else { 1.0 };
+        let signal = (0..schedule.len()).map(scale).collect();
         Ok(Self {
             config,
             layout: layout.clone(),
@@ -91,7 +98,14 @@ impl Transformer {
             places,
             num_parameters,
             frequencies,
+            signal,
         })
+    }
+
+    /// What noised parameters are multiplied by at a timestep.
+    pub(crate) fn signal_scale(&self, timestep: f64) -> f64 {
+        let index = (timestep.max(0.0) as usize).min(self.signal.len() - 1);
+        self.signal[index]
     }
 
     /// Shape of the network.
@@ -117,6 +131,11 @@ impl Transformer {
     /// Number of tokens of a sample.
     pub fn num_tokens(&self) -> usize {
         self.tokens.len()
+    }
+
+    /// Number of tokens that are decoded, the first ones.
+    pub fn num_outputs(&self) -> usize {
+        self.tokens.num_outputs()
     }
 
     /// Positions of the parameters that weight decay applies to (weights of

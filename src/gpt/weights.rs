@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::file::{self, Contents, Entry, FileError, Precision};
-use super::{ConfigError, ModelConfig, Normalizer, SamplerConfig, Transformer};
+use super::{ConfigError, ModelConfig, Normalizer, ParameterSpec, SamplerConfig, Transformer};
 use crate::layout::Layout;
 use crate::metric::{Direction, Metric};
 
@@ -92,7 +92,7 @@ pub struct WeightsHeader {
 pub struct Weights {
     /// What is known about them.
     pub header: WeightsHeader,
-    /// Flat parameters, in the order of [`Transformer::parameters`].
+    /// Flat parameters, at the offsets of [`Transformer::parameters`].
     pub parameters: Vec<f32>,
     /// Frequencies of the scalar embedding.
     pub frequencies: Vec<f32>,
@@ -123,12 +123,18 @@ impl Weights {
         header.normalizer.validate()?;
         let model = Transformer::new(header.config.clone(), &header.layout)?;
         let frequencies = contents.tensor(FREQUENCIES, &[header.config.frequencies])?;
-        let mut parameters = Vec::with_capacity(model.num_parameters());
-        for spec in model.parameters() {
-            parameters.extend(contents.tensor(&spec.name, &spec.shape)?);
-        }
+        // All are read before anything is allocated for all: the size of the model
+        // is what the file says, and may be absurd.
+        let read = |spec: &ParameterSpec| {
+            Ok::<_, FileError>((spec.range(), contents.tensor(&spec.name, &spec.shape)?))
+        };
+        let tensors = model.parameters().iter().map(read).collect::<Result<Vec<_>, _>>()?;
         let names = model.parameters().iter().map(|spec| spec.name.as_str());
         contents.check_names(names.chain([FREQUENCIES]))?;
+        let mut parameters = vec![0.0; model.num_parameters()];
+        for (range, values) in tensors {
+            parameters[range].copy_from_slice(&values);
+        }
         Ok(Self { header, parameters, frequencies })
     }
 

@@ -31,13 +31,12 @@ const CLASSES: usize = 10;
 /// Largest value of a pixel.
 const WHITE: f32 = 16.0;
 /// Images for training, validation and testing.
-const SIZES: [usize; 3] = [1257, 270, 270];
+const SIZES: [usize; 3] = [1197, 300, 300];
 /// Decides which image goes into which split.
 ///
-/// Splits of so few images differ: over seeds 0 to 11 the loss that SGD ends at
-/// is 0.06 to 0.17 on the validation split and 0.08 to 0.19 on the test split.
-/// This seed gives an ordinary pair, 0.11 and 0.14.
-const SPLIT_SEED: u64 = 10;
+/// Splits of so few images differ in difficulty, whence the ample validation and
+/// test splits.
+const SPLIT_SEED: u64 = 1;
 
 static CSV: &[u8] = include_bytes!("../../data/digits.csv.gz");
 

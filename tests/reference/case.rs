@@ -13,7 +13,7 @@ use crate::report::{Bound, Outcome};
 
 /// A tensor, widened to `f64`, which holds every value of the stored types
 /// that occur (`f32`, `f64` and small integers).
-struct Tensor {
+pub struct Tensor {
     shape: Vec<usize>,
     values: Vec<f64>,
 }
@@ -128,12 +128,13 @@ impl Case {
             width: count(json, "n_embd")?,
             blocks: count(json, "n_layer")?,
             heads: count(json, "n_head")?,
-            encoder_depth: count(json, "encoder_depth")?,
-            decoder_depth: count(json, "decoder_depth")?,
+            encoder_depth: count(json, "encoder_depth").unwrap_or(1),
+            decoder_depth: count(json, "decoder_depth").unwrap_or(1),
             frequencies: count(json, "num_frequencies")?,
             max_frequency_log2: number(json, "max_freq_log2")?,
             absolute_conditioning: flag(json, "absolute_loss_conditioning")?,
             prediction: Prediction::Start,
+            ..ModelConfig::reference(Tokenization::LayerByLayer)
         };
         if starts.and_then(Value::as_bool) == Some(false) {
             config.prediction = Prediction::Noise;
@@ -142,7 +143,8 @@ impl Case {
     }
 }
 
-fn read_tensors(bytes: &[u8]) -> Outcome<BTreeMap<String, Tensor>> {
+/// Reads a safetensors file.
+pub fn read_tensors(bytes: &[u8]) -> Outcome<BTreeMap<String, Tensor>> {
     let file = SafeTensors::deserialize(bytes).map_err(|e| e.to_string())?;
     let tensor = |(name, view): (String, safetensors::tensor::TensorView<'_>)| {
         let data = view.data();

@@ -19,7 +19,7 @@ struct Layer {
 /// A chain of layers with one activation between them.
 pub struct Network {
     layers: Vec<Layer>,
-    selu: bool,
+    activation: fn(f64) -> f64,
 }
 
 impl Network {
@@ -42,7 +42,8 @@ impl Network {
             }
             offset += shape.iter().product::<usize>();
         }
-        Ok(Self { layers, selu: architecture.contains("SELU()") })
+        let activation = activation(architecture)?;
+        Ok(Self { layers, activation })
     }
 
     /// Outputs `[N, O]` for inputs `[N, ..]`, whose shape without `N` is given.
@@ -55,7 +56,7 @@ impl Network {
         let (mut x, mut shape) = (input.to_vec(), shape.to_vec());
         for (i, layer) in self.layers.iter().enumerate() {
             if i > 0 {
-                x.iter_mut().for_each(|v| *v = self.activate(*v));
+                x.iter_mut().for_each(|v| *v = (self.activation)(*v));
             }
             if matches!(layer.kind, Kind::Linear) && shape.len() == 3 && x.len() > layer.shape[1] {
                 // Global average pooling.
@@ -66,16 +67,28 @@ impl Network {
         }
         x
     }
+}
 
-    fn activate(&self, v: f64) -> f64 {
-        if !self.selu {
-            v.max(0.0)
-        } else if v > 0.0 {
-            1.050_700_987_355_480_5 * v
-        } else {
-            1.050_700_987_355_480_5 * 1.673_263_242_354_377_2 * v.exp_m1()
-        }
+/// The activation that `architecture` names; ReLU, which PyTorch does not show
+/// where it is called as a function, if it names none.
+fn activation(architecture: &str) -> Outcome<fn(f64) -> f64> {
+    let names = architecture.lines().filter_map(|line| line.trim().split_once("): "));
+    let names = names.filter_map(|(_, module)| module.split_once('('));
+    let mut found: fn(f64) -> f64 = |v| v.max(0.0);
+    for (name, _) in names {
+        found = match name {
+            "SELU" => selu,
+            "Tanh" => f64::tanh,
+            "ReLU" | "Linear" | "Conv2d" | "AdaptiveAvgPool2d" | "Sequential" | "Flatten" => found,
+            other => return Err(format!("no layer `{other}`")),
+        };
     }
+    Ok(found)
+}
+
+fn selu(v: f64) -> f64 {
+    let inner = if v > 0.0 { v } else { 1.673_263_242_354_377_2 * v.exp_m1() };
+    1.050_700_987_355_480_5 * inner
 }
 
 fn convolution(name: &str, architecture: &str) -> Outcome<Kind> {

@@ -1,4 +1,5 @@
-//! One-step and recursive prompting, with stand-ins for task and model.
+//! One-step and recursive prompting: with stand-ins for task and model, and
+//! from end to end.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -6,12 +7,16 @@ use std::convert::Infallible;
 use lopt::eval::alignment::{
     one_step, prompt_alignment, recursive, Goal, PromptRange, Recursion, Request,
 };
+use lopt::gpt::{Normalizer, Sampler, SamplerKind};
 use lopt::metric::Direction;
 use serde_json::Value;
 
-use crate::case::{count, flag, number, text, widen, Case};
+use crate::case::{count, flag, named_shapes, number, text, widen, Case};
 use crate::metrics::columns;
-use crate::report::{Bound, Outcome, Report};
+use crate::model::{Conditions, Model};
+use crate::network::{cross_entropy, Network};
+use crate::report::{Bound, Outcome, Report, DEFAULT};
+use crate::schedules::noise_schedule;
 
 /// The stand-ins run in f32, here and there.
 const F32: Bound = Bound::Relative(2e-6);
@@ -213,4 +218,94 @@ fn compare_calls(
         }
     }
     Ok(())
+}
+
+/// Prompting a small G.pt from end to end, with injected noise.
+pub fn end_to_end(case: &Case, report: &mut Report) -> Outcome {
+    let (task, prompting) = (case.field("task")?, case.field("prompting")?);
+    let (diffusion, threshold) = (case.field("diffusion")?, case.field("thresholding")?);
+    let normalizer = Normalizer { scale: number(task, "openai_coeff")? };
+    let kind = text(threshold, "kind")?;
+    let clip = match kind {
+        "none" => None,
+        "static" => match crate::case::numbers(threshold, "param_range")?[..] {
+            // Of normalised parameters.
+            [low, high] => Some((low, high)),
+            _ => return Err("`param_range` is not a pair".into()),
+        },
+        other => return Err(format!("no thresholding `{other}`")),
+    };
+    let schedule = noise_schedule(diffusion)?;
+    let sampler = Sampler::on(&schedule, SamplerKind::Ddpm, clip, case.model_config()?.prediction);
+    let settings = Task::from_parts(task, prompting)?;
+    let network = Network::new(&named_shapes(case.field("parameter_layout")?)?, "")?;
+    let (data, labels) = (case.values("data_x")?, case.indices("data_y")?);
+    let features = case.shape("data_x")?[1..].to_vec();
+
+    let networks: Vec<f32> = case.cast("task_nets")?;
+    let size = columns(case, "task_nets")?;
+    let frequencies = "model.scalar_embedder.frequencies";
+    let most = networks.len() / size * settings.range.steps;
+    let model = Model::<f32>::load(case, "model.", frequencies, most)?;
+    let model = RefCell::new(model);
+
+    let measure = |networks: &[f32]| -> Outcome<Vec<f64>> {
+        let mut raw = networks.to_vec();
+        normalizer.unnormalize(&mut raw);
+        let score = |w: &[f32]| {
+            let losses = cross_entropy(&network.forward(&widen(w), data, &features), &labels);
+            // Metrics are f32 when the reference prompts.
+            f64::from((losses.iter().sum::<f64>() / losses.len() as f64) as f32)
+        };
+        Ok(raw.chunks(size).map(score).collect())
+    };
+    let sample = |draws: &mut dyn Iterator<Item = &[f32]>, request: Request<'_>| {
+        let narrow = |values: &[f64]| values.iter().map(|&v| v as f32).collect::<Vec<f32>>();
+        let (target, current) = (narrow(request.target), narrow(request.current));
+        let given = Conditions { start: request.start, target: &target, current: &current };
+        let mut predict = |noised: &[f32], timestep: f32, output: &mut [f32]| {
+            let timestep = vec![timestep; target.len()];
+            model.borrow_mut().predict_into(noised, &timestep, &given, output)
+        };
+        let mut draw = |output: &mut [f32]| {
+            if let Some(draw) = draws.next() {
+                output.copy_from_slice(draw);
+            }
+        };
+        sampler.sample(&mut draw, request.start.len(), &mut predict)
+    };
+
+    let base = measure(&networks)?;
+    let prompts: Vec<f64> = base.iter().flat_map(|&b| settings.range.prompts(b)).collect();
+    let noise: Vec<f32> = case.cast("noise_one_step")?;
+    let mut draws = noise.chunks(networks.len() * settings.range.steps);
+    let observed = one_step(
+        &networks,
+        &base,
+        &prompts,
+        &mut |request| sample(&mut draws, request),
+        &mut |networks| measure(networks),
+    )?;
+    compare_one_step(case, report, "one", &base, &prompts, &observed)?;
+    if let Ok(expected) = number(case.json(), "prompt_alignment") {
+        let found = prompt_alignment(&prompts, &observed, settings.range.steps);
+        let bound = case.suggested("max_abs", DEFAULT);
+        report.compare_one("prompt_alignment", found, expected, bound);
+    }
+
+    // A last step draws noise that it does not use: every recursion has a
+    // block of its own.
+    let noise: Vec<f32> = case.cast("noise_recursive")?;
+    let mut blocks = noise.chunks(networks.len() * (schedule.len() + 1));
+    let recursion = recursive(
+        &networks,
+        Goal::Fixed(settings.recursive_prompt),
+        count(case.json(), "recursive_max_steps")?,
+        &mut |request| {
+            let block = blocks.next().ok_or("no noise left")?;
+            sample(&mut block.chunks(request.start.len()), request)
+        },
+        &mut |networks| measure(networks),
+    )?;
+    compare_recursion(case, report, "rec", &recursion, case.suggested("max_abs", DEFAULT))
 }

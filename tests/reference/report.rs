@@ -24,8 +24,9 @@ pub const DEFAULT: Bound = Bound::Relative(2e-5);
 pub struct Report {
     checks: usize,
     values: usize,
-    /// Name, error and tolerance of the check with the largest share of it.
-    worst: Option<(String, f64, f64)>,
+    /// Name, error and tolerance of the check with the largest share of it, and
+    /// that share.
+    worst: Option<(String, f64, f64, f64)>,
     failures: Vec<String>,
     notes: Vec<String>,
 }
@@ -97,9 +98,9 @@ impl Report {
         if share > 1.0 {
             self.failures.push(format!("{name}: error {error:.2e}, tolerance {tolerance:.1e}"));
         }
-        let nearer = self.worst.as_ref().is_none_or(|(_, e, t)| share > e / t || e.is_nan());
-        if nearer && tolerance > 0.0 {
-            self.worst = Some((name.to_owned(), error, tolerance));
+        let nearer = self.worst.as_ref().is_none_or(|worst| share > worst.3);
+        if nearer && (tolerance > 0.0 || share > 0.0) {
+            self.worst = Some((name.to_owned(), error, tolerance, share));
         }
     }
 
@@ -126,7 +127,7 @@ impl Bound {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.worst {
-            Some((name, error, tolerance)) => {
+            Some((name, error, tolerance, _)) => {
                 write!(f, "error {error:.1e} of {tolerance:.1e} ({name})")?
             }
             None => write!(f, "exact")?,

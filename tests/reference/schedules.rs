@@ -15,10 +15,24 @@ pub fn noise_schedule(json: &Value) -> Outcome<NoiseSchedule> {
         return Err(format!("no noise schedule `{kind}`"));
     }
     let steps = count(json, "steps")?;
-    let respacing = json.get("timestep_respacing").and_then(Value::as_str).unwrap_or("");
-    let kept = space_timesteps(steps, respacing).map_err(|e| e.to_string())?;
+    if json.get("learn_sigma").and_then(Value::as_bool) == Some(true) {
+        return Err("the case learns the variance, which lopt does not".into());
+    }
+    let kept = space_timesteps(steps, &respacing(json.get("timestep_respacing")))
+        .map_err(|e| e.to_string())?;
     let schedule = NoiseSchedule::linear(steps).and_then(|s| s.respaced(&kept));
     schedule.map_err(|e| e.to_string())
+}
+
+/// Text, or a list of counts, as text.
+fn respacing(json: Option<&Value>) -> String {
+    match json {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(counts)) => {
+            counts.iter().map(Value::to_string).collect::<Vec<_>>().join(",")
+        }
+        _ => String::new(),
+    }
 }
 
 /// Every table of every schedule.
@@ -44,9 +58,9 @@ pub fn tables(case: &Case, report: &mut Report) -> Outcome {
         }
     }
     for json in list_or_empty(case, "space_timesteps") {
-        let (steps, text) = (count(json, "num_timesteps")?, text(json, "section_counts")?);
+        let (steps, text) = (count(json, "num_timesteps")?, respacing(json.get("section_counts")));
         let name = format!("space_timesteps {steps} {text}");
-        match (space_timesteps(steps, text), json.get("error")) {
+        match (space_timesteps(steps, &text), json.get("error")) {
             (found, Some(_)) => report.holds(&name, found.is_err()),
             (Ok(found), None) => report.same(&name, &found, &counts(json, "use_timesteps")?),
             (Err(error), None) => report.holds(&format!("{name}: {error}"), false),

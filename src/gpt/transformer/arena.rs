@@ -186,6 +186,15 @@ impl Arena {
     }
 }
 
+impl Arena {
+    /// Where the stream lies before the first block, after each, and after the
+    /// last normalisation. At inference blocks share their place.
+    pub fn stages(&self) -> impl Iterator<Item = Slot> + '_ {
+        let blocks = self.blocks.iter().map(|block| block.end);
+        std::iter::once(self.stream).chain(blocks).chain([self.decoded])
+    }
+}
+
 /// Hands out slots one after the other, each on a cache line of its own.
 #[derive(Default)]
 struct Space {

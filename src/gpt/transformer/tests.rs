@@ -20,8 +20,11 @@ fn mlp(sizes: &[usize]) -> Layout {
 /// A small network: odd widths, a head size that fills no register, and tokens
 /// that straddle the parts of the input under `Chunk`.
 fn config(tokenization: Tokenization) -> ModelConfig {
+    let base = match tokenization {
+        Tokenization::Units => ModelConfig::default(),
+        other => ModelConfig::reference(other),
+    };
     ModelConfig {
-        tokenization,
         width: 18,
         blocks: 2,
         heads: 3,
@@ -29,7 +32,7 @@ fn config(tokenization: Tokenization) -> ModelConfig {
         decoder_depth: 3,
         frequencies: 3,
         max_frequency_log2: 3.0,
-        ..ModelConfig::default()
+        ..base
     }
 }
 
