@@ -31,6 +31,9 @@ pub enum Error {
     /// A report could not be drawn.
     #[error(transparent)]
     Report(#[from] crate::report::ReportError),
+    /// A network could not be read from or written to a file.
+    #[error(transparent)]
+    NetworkFile(#[from] crate::tasks::NetworkFileError),
     /// A seed is too large.
     #[error(transparent)]
     Seed(#[from] crate::tasks::SeedError),

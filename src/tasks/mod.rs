@@ -12,11 +12,13 @@ use crate::metric::{Metric, MetricKind, Split};
 
 pub mod classifier;
 pub mod digits;
+pub mod file;
 pub mod recording;
 pub mod seeds;
 pub mod training;
 
 pub use digits::{Digits, DigitsMlp};
+pub use file::{load_network, save_network, NetworkFileError};
 pub use recording::{open_store, record, RecordingConfig, RecordingError};
 pub use seeds::{SeedError, Seeds};
 pub use training::{Algorithm, Schedule, TrainingConfig};
