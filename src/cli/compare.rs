@@ -9,7 +9,7 @@ use lopt::report::{comparison_figure, comparison_page, comparison_table, Provena
 use serde_json::json;
 
 use super::optimizer::OptimizerArguments;
-use super::output::{print, print_json, write_file, Failure};
+use super::output::{command_line, print, print_json, write_file, Failure};
 use super::terminal::Terminal;
 
 /// Compare one update of G.pt with training by SGD and Adam
@@ -84,7 +84,7 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
         result => result?,
     };
     let provenance = Provenance {
-        command: std::env::args().collect::<Vec<_>>().join(" "),
+        command: command_line(),
         weights: loaded.origin.clone(),
         task: loaded.task.summary(),
         threads: terminal.threads,

@@ -8,7 +8,7 @@ use lopt::report::{evaluation_page, evaluation_table, prompting_figure, Provenan
 use serde_json::json;
 
 use super::optimizer::OptimizerArguments;
-use super::output::{print, print_json, write_file, Failure};
+use super::output::{command_line, print, print_json, write_file, Failure};
 use super::terminal::Terminal;
 
 /// Measure how well G.pt does what it is asked
@@ -75,7 +75,7 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
         result => result?,
     };
     let provenance = Provenance {
-        command: std::env::args().collect::<Vec<_>>().join(" "),
+        command: command_line(),
         weights: loaded.origin.clone(),
         task: loaded.task.summary(),
         threads: terminal.threads,

@@ -58,6 +58,12 @@ fn chain(error: &dyn Error) -> String {
     text
 }
 
+/// The command as it was given, without the folder that the program lies in.
+pub fn command_line() -> String {
+    let arguments = std::env::args().skip(1);
+    std::iter::once("lopt".to_owned()).chain(arguments).collect::<Vec<_>>().join(" ")
+}
+
 /// Writes text to standard output.
 pub fn print(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::Serialize;
 use serde_json::{json, Value};
 
-use super::output::{make_folder, print, print_json, Failure};
+use super::output::{command_line, make_folder, print, print_json, Failure};
 use super::terminal::Terminal;
 
 /// How often the state is saved.
@@ -257,7 +257,7 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
     set(&mut sampler.steps, arguments.sampler_steps);
     let provenance = json!({
         "lopt": env!("CARGO_PKG_VERSION"),
-        "command": std::env::args().collect::<Vec<_>>().join(" "),
+        "command": command_line(),
         "runs": dataset.train().len(),
         "checkpoints": dataset.num_checkpoints(),
         "trainer": trainer.config(),

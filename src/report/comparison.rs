@@ -15,7 +15,7 @@ pub fn comparison_table(comparison: &Comparison) -> Table {
     let with_error = comparison.updates.random.iter().any(|(m, _)| m == error);
     let mut header = vec![
         "on unseen networks".to_owned(),
-        "updates or steps".to_owned(),
+        "steps".to_owned(),
         "wall-clock".to_owned(),
         metric.to_string(),
         test.to_string(),
@@ -248,8 +248,7 @@ fn learned(comparison: &Comparison, figure: &Figure) -> Result<(), ReportError> 
     }
     let start = updates.random.get(test).mean;
     let text = format!("random initialisation: {}", value(test.kind, start));
-    figure.rule((1.0, start), (1.6, start))?;
-    figure.note(&text, (1.6, start), (8, 0), None)?;
+    figure.note(&text, (1.0, start), (10, -14), None)?;
     let Some(&first) = points.first() else { return Ok(()) };
     figure.note("one update", first, (14, -16), Some(LEARNED))
 }
@@ -262,7 +261,7 @@ pub(super) fn value_axis(metric: Metric, values: impl Iterator<Item = f64>) -> A
         _ => format!("mean {metric}"),
     };
     if metric.kind.direction() == Direction::Minimize && low > 0.0 {
-        Axis::logarithmic(&label, low * 0.85..high * 1.15)
+        Axis::logarithmic(&label, low * 0.85..high * 1.3)
     } else {
         let margin = 0.05 * (high - low).max(1e-9);
         Axis::linear(&label, low - margin..high + margin, 6)

@@ -28,8 +28,8 @@ pub(super) const TEAL: RGBColor = RGBColor(0x12, 0x9e, 0x8e);
 pub(super) type Colour = RGBColor;
 
 const FONT: &str = "sans-serif";
-const TEXT: i32 = 14;
-const LEGEND_ROW: i32 = 22;
+const TEXT: i32 = 16;
+const LEGEND_ROW: i32 = 24;
 
 /// One axis: its range, its ticks and what it shows.
 pub(super) struct Axis {
@@ -133,7 +133,7 @@ pub(super) fn draw(
         let chart = ChartBuilder::on(&root)
             .margin_top(top)
             .margin_right(20)
-            .x_label_area_size(54)
+            .x_label_area_size(60)
             .y_label_area_size(68)
             .build_cartesian_2d(x.placed(), y.placed())
             .map_err(ReportError::new)?;
@@ -200,7 +200,7 @@ impl Figure<'_, '_> {
         let (x0, y0) = self.pixel((left, bottom));
         let (x1, y1) = self.pixel((right, top));
         let style = text_style(INK, TEXT, HPos::Center, VPos::Top);
-        self.text(&self.x.label, ((x0 + x1) / 2, y0 + 30), style)?;
+        self.text(&self.x.label, ((x0 + x1) / 2, y0 + 33), style)?;
         let style = text_style(INK, TEXT, HPos::Center, VPos::Top);
         let style = style.transform(FontTransform::Rotate270);
         self.text(&self.y.label, (x0 - 58, (y0 + y1) / 2), style)

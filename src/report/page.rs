@@ -95,10 +95,10 @@ const STYLE: &str = "\
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --soft: #9aa5b4; --line: #2d3540; --card: #191f27; --page: #11151b; --accent: #f06595; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif; }
-main { max-width: 1040px; margin: 0 auto; padding: 40px 24px 64px; }
+main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 64px; }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 8px; letter-spacing: -0.01em; }
 h2 { font-size: 19px; margin: 0 0 4px; }
-p { margin: 0 0 16px; color: var(--soft); max-width: 76ch; }
+p { margin: 0 0 16px; color: var(--soft); max-width: 90ch; }
 .lead { font-size: 17px; }
 .cards { list-style: none; display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 14px; padding: 0; margin: 24px 0; }
 .cards li, section { background: var(--card); border: 1px solid var(--line); border-radius: 12px; }
@@ -110,9 +110,9 @@ section { padding: 22px 24px; margin: 0 0 20px; }
 figure { margin: 0; }
 figure svg { display: block; width: 100%; height: auto; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
-th, td { padding: 8px 10px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; }
+table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
+th, td { padding: 8px 8px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 tbody tr:last-child td { border-bottom: 0; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; margin: 0; font-size: 14px; }

@@ -1,0 +1,296 @@
+//! The `lopt` command from end to end, at toy scale.
+
+use std::path::Path;
+use std::process::Output;
+
+use assert_cmd::Command;
+use serde_json::Value;
+
+fn lopt(arguments: &[&str]) -> Output {
+    Command::cargo_bin("lopt").unwrap().args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Standard output of a command that must succeed.
+fn succeeds(arguments: &[&str]) -> String {
+    let output = lopt(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Standard error of a command that must fail with this code, without a panic.
+fn fails(arguments: &[&str], code: i32) -> String {
+    let output = lopt(arguments);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
+    assert!(!error.contains("panicked"), "{error}");
+    assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
+    error
+}
+
+fn json(arguments: &[&str]) -> Value {
+    serde_json::from_str(&succeeds(arguments)).unwrap()
+}
+
+fn record(store: &Path, runs: &str) -> Vec<String> {
+    let store = store.to_str().unwrap();
+    let arguments = [
+        "record", "digits", "--out", store, "--runs", runs, "--steps", "40", "--saves", "8",
+        "--json",
+    ];
+    arguments.map(str::to_owned).to_vec()
+}
+
+fn strings(arguments: &[String]) -> Vec<&str> {
+    arguments.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn every_command_explains_itself() {
+    assert!(succeeds(&["--help"]).contains("lopt compare digits"));
+    assert!(succeeds(&["--version"]).contains(env!("CARGO_PKG_VERSION")));
+    for command in ["compare", "record", "train", "eval", "sample", "inspect"] {
+        let help = succeeds(&[command, "--help"]);
+        for part in ["Usage:", "Examples:", "--json", "--threads"] {
+            assert!(help.contains(part), "{command} lacks {part}:\n{help}");
+        }
+    }
+}
+
+#[test]
+fn wrong_arguments_end_with_two() {
+    assert!(fails(&[], 2).contains("Usage"));
+    assert!(fails(&["optimise"], 2).contains("optimise"));
+    assert!(fails(&["record", "digits"], 2).contains("--out"));
+    assert!(fails(&["record", "letters", "--out", "x"], 2).contains("digits"));
+    assert!(fails(&["compare", "--networks", "0"], 2).contains("--networks"));
+    assert!(fails(&["compare", "--seed", "2147483648"], 2).contains("--seed"));
+    assert!(fails(&["compare", "--threads", "0"], 2).contains("--threads"));
+}
+
+#[test]
+fn what_goes_wrong_is_said_with_its_cause() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing");
+    let missing = missing.to_str().unwrap();
+    let error = fails(&["inspect", missing], 1);
+    assert!(error.starts_with("error: ") && error.contains("missing"), "{error}");
+    let error = fails(&["compare", "digits", "--weights", missing], 1);
+    assert!(error.contains("caused by"), "{error}");
+    let store = folder.path().join("store");
+    let store = store.to_str().unwrap();
+    let error = fails(&["record", "digits", "--out", store, "--learning-rate=-1"], 1);
+    assert!(error.contains("`learning_rate` is -1, expected a positive number"), "{error}");
+    let garbage = folder.path().join("garbage");
+    std::fs::write(&garbage, b"not a network").unwrap();
+    let garbage = garbage.to_str().unwrap();
+    fails(&["inspect", garbage], 1);
+    fails(&["eval", "digits", "--weights", garbage], 1);
+}
+
+#[test]
+fn a_recording_grows_and_keeps_its_settings() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    let first = json(&strings(&record(&store, "3")));
+    assert_eq!((&first["kept"], &first["checkpoints"]), (&3.into(), &24.into()));
+    let second = json(&strings(&record(&store, "5")));
+    assert_eq!(second["kept"], 5);
+    assert_eq!(json(&["inspect", store.to_str().unwrap(), "--json"]), second);
+    assert!(succeeds(&["inspect", store.to_str().unwrap()]).contains("5 kept"));
+    let mut other = record(&store, "5");
+    other.extend(["--learning-rate", "0.01"].map(str::to_owned));
+    assert!(fails(&strings(&other), 1).contains("recorded with"));
+}
+
+#[test]
+fn the_whole_path_at_toy_scale() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    succeeds(&strings(&record(Path::new(&path("store")), "12")));
+
+    let (store, weights, log) = (path("store"), path("weights.safetensors"), path("log"));
+    let mut train = vec![
+        "train",
+        "digits",
+        "--store",
+        &store,
+        "--out",
+        &weights,
+        "--steps",
+        "12",
+        "--batch",
+        "4",
+        "--width",
+        "16",
+        "--blocks",
+        "1",
+        "--held-out",
+        "2",
+        "--report-every",
+        "6",
+        "--log",
+        &log,
+        "--json",
+    ];
+    let report = json(&train);
+    assert_eq!((&report["steps"], &report["runs"]), (&12.into(), &10.into()));
+    assert_eq!(std::fs::read_to_string(&log).unwrap().lines().count(), 2);
+    assert_eq!(json(&train)["first_step"], 12, "a finished training is not made again");
+    train.extend(["--warmup", "5"]);
+    assert!(fails(&train, 1).contains("--restart"));
+    train.push("--restart");
+    assert_eq!(json(&train)["first_step"], 0);
+    let header = json(&["inspect", &weights, "--json"]);
+    assert_eq!(header["header"]["metric"]["split"], "validation");
+
+    let (report, figure) = (path("report.html"), path("figure.svg"));
+    let shared = ["--weights", &weights, "--networks", "4", "--out", &report, "--figure", &figure];
+    let mut eval = vec!["eval", "digits", "--prompts", "3", "--json"];
+    eval.extend(shared);
+    let evaluation = json(&eval);
+    assert!(evaluation["prompt_alignment"].is_number());
+    assert_eq!(evaluation["prompts"].as_array().unwrap().len(), 4);
+    assert_eq!(json(&eval)["observed"], evaluation["observed"], "the seed decides");
+    assert!(std::fs::read_to_string(&report).unwrap().contains("Asked for and observed"));
+
+    let mut compare = vec!["compare", "digits", "--steps", "20", "--json"];
+    compare.extend(shared);
+    let comparison = json(&compare);
+    assert_eq!(comparison["networks"], 4);
+    for key in [
+        "/one_step/test_loss",
+        "/one_step/test_error",
+        "/one_step/seconds",
+        "/recursive/test_loss",
+        "/best_of_k/test_loss",
+    ] {
+        assert!(comparison.pointer(key).is_some_and(Value::is_number), "{key}");
+    }
+    for key in ["sgd_best", "adam_best", "adam_default"] {
+        assert!(comparison["equivalent_steps"].get(key).is_some(), "{key}");
+    }
+    let page = std::fs::read_to_string(&report).unwrap();
+    assert!(page.contains("</html>") && page.contains("<svg") && !page.contains("<script"));
+    assert!(std::fs::read_to_string(&figure).unwrap().starts_with("<svg"));
+
+    let network = path("network.safetensors");
+    let sample = ["sample", "digits", "--weights", &weights, "--out", &network, "--json"];
+    assert_eq!(json(&sample)["after"].as_array().unwrap().len(), 2);
+    let again = ["sample", "digits", "--weights", &weights, "--from", &network, "--out", &network];
+    assert!(succeeds(&again).contains("after 1 updates"));
+}
+
+#[cfg(unix)]
+mod interrupted {
+    use std::process::{Child, Stdio};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn start(arguments: &[&str]) -> Child {
+        std::process::Command::new(assert_cmd::cargo::cargo_bin("lopt"))
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    /// Presses Ctrl-C once `ready`, and returns how the command ended.
+    fn interrupt(child: Child, ready: impl Fn() -> bool) -> Output {
+        let begin = Instant::now();
+        while !ready() && begin.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let id = child.id().to_string();
+        assert!(std::process::Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+        child.wait_with_output().unwrap()
+    }
+
+    #[test]
+    fn a_recording_goes_on_where_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = folder.path().join("store");
+        let name = store.to_str().unwrap();
+        let long = ["record", "digits", "--out", name, "--runs", "100000", "--steps", "40"];
+        let inspect = || lopt(&["inspect", name, "--json"]);
+        let some = || {
+            let summary: Option<Value> = serde_json::from_slice(&inspect().stdout).ok();
+            summary.is_some_and(|s| s["kept"].as_u64() > Some(2))
+        };
+        let output = interrupt(start(&long), some);
+        assert_eq!(output.status.code(), Some(130));
+        let error = text(&output.stderr);
+        assert!(error.contains("give the same command again"), "{error}");
+        let kept: Value = serde_json::from_slice(&inspect().stdout).unwrap();
+        assert!(kept["kept"].as_u64() > Some(2), "{kept}");
+    }
+
+    #[test]
+    fn a_training_goes_on_to_the_same_weights() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let store = path("store");
+        succeeds(&strings(&record(Path::new(&store), "12")));
+        let (log, out) = (path("log"), path("broken.safetensors"));
+        let train = |out: &str, log: &str| -> Vec<String> {
+            [
+                "train",
+                "digits",
+                "--store",
+                &store,
+                "--steps",
+                "400",
+                "--batch",
+                "8",
+                "--width",
+                "32",
+                "--blocks",
+                "2",
+                "--threads",
+                "1",
+                "--report-every",
+                "20",
+                "--held-out",
+                "2",
+                "--out",
+                out,
+                "--log",
+                log,
+            ]
+            .map(str::to_owned)
+            .to_vec()
+        };
+        let broken = train(&out, &log);
+        let output = interrupt(start(&strings(&broken)), || Path::new(&log).exists());
+        assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+        assert!(!Path::new(&out).exists());
+        succeeds(&strings(&broken));
+        let whole = path("whole.safetensors");
+        succeeds(&strings(&train(&whole, &path("log2"))));
+        let tensors = |path: &str| {
+            let bytes = std::fs::read(path).unwrap();
+            let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            let mut all: Vec<_> =
+                file.tensors().into_iter().map(|(n, v)| (n, v.data().to_vec())).collect();
+            all.sort();
+            all
+        };
+        assert!(tensors(&out) == tensors(&whole));
+    }
+
+    #[test]
+    fn a_reader_that_goes_away_is_no_error() {
+        use std::io::Read;
+        let mut child = start(&["compare", "--help"]);
+        drop(child.stdout.take());
+        let mut error = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut error).unwrap();
+        child.wait().unwrap();
+        assert!(!error.contains("panicked"), "{error}");
+    }
+}
