@@ -172,7 +172,7 @@ fn curves(comparison: &Comparison) -> Result<String, ReportError> {
     let updates = &comparison.updates;
     let (start, one) = (updates.random.get(test).mean, updates.one_step.scores.get(test).mean);
     let name = &comparison.optimizer;
-    let mut legend = vec![
+    let learned_legend = [
         (Sign::Disc(LEARNED), format!("{name}: updates 1 to {}", updates.recursive.updates)),
         (
             Sign::Diamond(TEAL),
@@ -180,12 +180,17 @@ fn curves(comparison: &Comparison) -> Result<String, ReportError> {
         ),
         (Sign::Rule, format!("{test} of one update: {}", value(test.kind, one))),
     ];
-    for baseline in &comparison.baselines {
-        let (colour, line) = colour(baseline);
-        let reached = steps(baseline.equivalent_steps, run);
-        let text = format!("{}: {reached} steps to match", baseline.name);
-        legend.push((Sign::Line(colour, line), text));
-    }
+    let baseline_legend: Vec<_> = comparison
+        .baselines
+        .iter()
+        .map(|baseline| {
+            let (colour, line) = colour(baseline);
+            let reached = steps(baseline.equivalent_steps, run);
+            let text = format!("{}: {reached} steps to match", baseline.name);
+            (Sign::Line(colour, line), text)
+        })
+        .collect();
+    let legend: [&[_]; 2] = [&learned_legend, &baseline_legend];
     let all = comparison.baselines.iter().flat_map(|b| b.curve.means(test).map(|(_, mean)| mean));
     let after = updates.recursive.after.iter().map(|scores| scores.get(test).mean);
     let best = updates.best_of_k.scores.get(test).mean;
@@ -296,7 +301,7 @@ pub(super) fn recursion_figure(
     let mut x = Axis::linear("updates", -0.15..count as f64 + 0.15, 1);
     x.ticks = (0..=count).map(|n| (n as f64, n.to_string())).collect();
     let description = format!("Mean {} after each update in a row", test.kind);
-    draw((960, 380), (x, y), &legend, &description, |figure| {
+    draw((960, 380), (x, y), &[&legend], &description, |figure| {
         for &(metric, colour, shift) in &series {
             let points: Vec<_> =
                 all.iter().enumerate().map(|(n, s)| (n as f64 + shift, s.get(metric))).collect();

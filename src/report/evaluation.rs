@@ -158,7 +158,7 @@ fn scatter(evaluation: &Evaluation) -> Result<String, ReportError> {
         (Sign::Rule, "exactly what was asked for".to_owned()),
     ];
     let description = format!("Observed against prompted {metric}");
-    draw((960, 620), (x, y), &legend, &description, |figure| {
+    draw((960, 620), (x, y), &[&legend], &description, |figure| {
         figure.rule((low, low), (high, high))?;
         for &pair in &pairs {
             figure.disc(pair, 3, LEARNED, 0.35)?;

@@ -116,19 +116,18 @@ pub(super) struct Figure<'a, 'b> {
     y: Axis,
 }
 
-/// Draws a figure of some size, with a legend above it, and returns the SVG.
+/// Draws a figure of some size, with a legend in columns above it, and returns the SVG.
 pub(super) fn draw(
     size: (u32, u32),
     (x, y): (Axis, Axis),
-    legend: &[(Sign, String)],
+    legend: &[&[(Sign, String)]],
     description: &str,
     content: impl FnOnce(&mut Figure) -> Result<(), ReportError>,
 ) -> Result<String, ReportError> {
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-        let columns = if legend.len() > 3 { 2 } else { 1 };
-        let rows = legend.len().div_ceil(columns) as i32;
+        let rows = legend.iter().map(|column| column.len()).max().unwrap_or(0) as i32;
         let top = 14 + rows * LEGEND_ROW;
         let chart = ChartBuilder::on(&root)
             .margin_top(top)
@@ -140,10 +139,12 @@ pub(super) fn draw(
         let mut figure = Figure { root: &root, chart, x, y };
         figure.axes()?;
         content(&mut figure)?;
-        let width = (size.0 as i32 - 76) / columns as i32;
-        for (index, (sign, text)) in legend.iter().enumerate() {
-            let (column, row) = (index as i32 / rows, index as i32 % rows);
-            figure.legend_entry((76 + column * width, 14 + row * LEGEND_ROW), *sign, text)?;
+        let width = (size.0 as i32 - 76) / legend.len().max(1) as i32;
+        for (column, entries) in legend.iter().enumerate() {
+            for (row, (sign, text)) in entries.iter().enumerate() {
+                let at = (76 + column as i32 * width, 14 + row as i32 * LEGEND_ROW);
+                figure.legend_entry(at, *sign, text)?;
+            }
         }
         root.present().map_err(ReportError::new)?;
     }

@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 
 use crate::layout::{Layout, LayoutError};
 use crate::metric::{Metric, MetricKind, Split};
+use crate::network::NetworkError;
 
 pub mod classifier;
 pub mod digits;
@@ -65,10 +66,10 @@ pub enum TaskError {
     },
     /// The network's layout is unusable, or a flat vector does not fit it.
     #[error(transparent)]
-    Layout(#[from] LayoutError),
+    Layout(Box<LayoutError>),
     /// The network's parameters could not be read or written.
     #[error(transparent)]
-    Network(#[from] crate::network::NetworkError),
+    Network(Box<NetworkError>),
     /// dfdx failed.
     #[error("dfdx cannot train the network: {0}")]
     Dfdx(String),
@@ -78,6 +79,18 @@ pub enum TaskError {
         /// What went wrong.
         source: rayon::ThreadPoolBuildError,
     },
+}
+
+impl From<LayoutError> for TaskError {
+    fn from(error: LayoutError) -> Self {
+        Self::Layout(Box::new(error))
+    }
+}
+
+impl From<NetworkError> for TaskError {
+    fn from(error: NetworkError) -> Self {
+        Self::Network(Box::new(error))
+    }
 }
 
 /// A network, data to train it on, and how it is scored.

@@ -167,6 +167,10 @@ fn weight_decay(config: &TrainingConfig) -> Option<WeightDecay> {
     (config.weight_decay > 0.0).then_some(WeightDecay::L2(config.weight_decay))
 }
 
+/// Sees a model at a step, and may end the training.
+pub(super) type Observe<'a, M> =
+    dyn FnMut(usize, &M) -> Result<ControlFlow<()>, TaskError> + 'a;
+
 /// Trains a classifier of `I` inputs and `C` classes with cross entropy.
 ///
 /// `observe` sees the model at each of `at` and ends the training with `Break`.
@@ -177,7 +181,7 @@ pub(super) fn train_classifier<const I: usize, const C: usize, M, O>(
     (images, seed): (&Images, u64),
     config: &TrainingConfig,
     at: &[usize],
-    observe: &mut dyn FnMut(usize, &M) -> Result<ControlFlow<()>, TaskError>,
+    observe: &mut Observe<'_, M>,
 ) -> Result<(), TaskError>
 where
     M: TensorCollection<f32, Cpu>
