@@ -137,14 +137,16 @@ impl PairConfig {
                 })
                 .collect();
             let (low, high) = range(&metrics[start + 1..]);
-            let by_metric = if low < high { self.by_metric } else { 0.0 };
-            let total: f64 = by_index.iter().sum();
-            let shares = shares(&metrics[start + 1..]);
-            let ends = by_index
-                .iter()
-                .zip(shares)
-                .map(|(p, share)| (1.0 - by_metric) * p + by_metric * total * share)
-                .collect::<Vec<f64>>();
+            let ends: Vec<f64> = if self.by_metric > 0.0 && low < high {
+                let total: f64 = by_index.iter().sum();
+                let shares = shares(&metrics[start + 1..]);
+                let by_metric = |share: f64| self.by_metric * total * share;
+                let pairs = by_index.iter().zip(shares);
+                pairs.map(|(p, share)| (1.0 - self.by_metric) * p + by_metric(share)).collect()
+            } else {
+                // There the shares of the range are not numbers.
+                by_index
+            };
             let pairs = ends.into_iter().enumerate();
             law.extend(
                 pairs
