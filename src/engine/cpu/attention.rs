@@ -334,9 +334,8 @@ fn tile<F: Float, S: Simd, const M: usize, const N: usize>(
             }
         }
     }
-    for i in 0..M {
-        for j in 0..N {
-            let mut lanes = sums[i][j];
+    for (i, sums) in sums.into_iter().enumerate() {
+        for (j, mut lanes) in sums.into_iter().enumerate() {
             for value in &mut lanes {
                 *value *= alpha;
             }

@@ -9,6 +9,7 @@
 
 mod attention;
 mod columns;
+mod few_rows;
 mod gelu;
 mod layer_norm;
 mod loss;
@@ -73,10 +74,15 @@ impl<F: Float> Cpu<'_, F> {
 
     /// `y = x Wᵀ`, or that added to `y`.
     fn product(&mut self, rows: usize, layer: &Linear, x: Slot, y: Slot, write: Write) {
-        let weight = &self.parameters[layer.weight..][..layer.outputs * layer.inputs];
-        let weight = Matrix::new(weight, layer.outputs, layer.inputs);
+        let (inputs, outputs) = (layer.inputs, layer.outputs);
+        let weight = &self.parameters[layer.weight..][..outputs * inputs];
         let [x, y] = disjoint(self.arena, [x.range(rows), y.range(rows)]);
-        multiply(y, Matrix::new(x, rows, layer.inputs), weight.transposed(), write);
+        if rows <= few_rows::MOST {
+            simd(few_rows::FewRows { x, weight, inputs, outputs, y, write });
+        } else {
+            let weight = Matrix::new(weight, outputs, inputs).transposed();
+            multiply(y, Matrix::new(x, rows, inputs), weight, write);
+        }
     }
 }
 
