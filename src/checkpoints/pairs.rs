@@ -466,11 +466,10 @@ mod tests {
         fn probabilities_are_a_law_of_forward_pairs(
             metrics in proptest::collection::vec(-10i32..10, 2..12),
             from_start in 0.0..=1.0,
-            by_metric: bool,
+            by_metric in 0.0..=1.0,
         ) {
             let metrics: Vec<f64> = metrics.into_iter().map(f64::from).collect();
-            let target = if by_metric { TargetSpacing::Metric } else { TargetSpacing::Index };
-            let config = PairConfig { from_start, target, ..Default::default() };
+            let config = PairConfig { from_start, by_metric, ..Default::default() };
             let law = config.probabilities(&metrics);
             let total: f64 = law.iter().map(|(_, p)| p).sum();
             assert!((total - 1.0).abs() < 1e-12);
