@@ -233,6 +233,17 @@ impl<F: Float> Ops for Cpu<'_, F> {
         }
     }
 
+    fn add_to_tokens(&mut self, tokens: usize, samples: usize, from: Slot, x: Slot) {
+        let [row, matrix] = self.slots([from.range(samples), x.range(tokens * samples)]);
+        simd(columns::AddRow { row, matrix });
+    }
+
+    fn sum_tokens(&mut self, tokens: usize, samples: usize, x: Slot, to: Slot) {
+        let [matrix, sum] = self.slots([x.range(tokens * samples), to.range(samples)]);
+        sum.fill(F::zero());
+        simd(columns::AddColumnSums { matrix, sum });
+    }
+
     fn attention(
         &mut self,
         samples: usize,

@@ -19,6 +19,8 @@ pub(crate) struct Arena {
     /// `[N, P]`; the gradient of the output in the backward pass.
     pub output: Slot,
     pub(super) encoders: Vec<Layers>,
+    /// What the scalars add to every token, `[N, D]`, and then its gradient.
+    pub(super) conditioning: Slot,
     /// Encoded tokens `[T N, D]`.
     pub(super) encoded: Slot,
     pub(super) stats_in: Slot,
@@ -118,6 +120,7 @@ impl Arena {
         let encoders = encoders
             .map(|(class, chain)| layers(&mut space, class.tokens() * samples, class.values, chain))
             .collect();
+        let conditioning = space.take(samples, width);
         let encoded = space.take(total, width);
         let stats_in = space.take(total, 2);
         let stream = space.take(total, width);
@@ -172,6 +175,7 @@ impl Arena {
             input,
             output,
             encoders,
+            conditioning,
             encoded,
             stats_in,
             stream,
