@@ -1,7 +1,7 @@
 //! Where the activations of a pass lie.
 
 use super::Transformer;
-use crate::engine::cpu::attention_scratch_len;
+use crate::engine::cpu::{attention_scratch_len, padded};
 use crate::engine::{AttentionShape, Linear, Slot};
 
 /// Activations of one pass over at most `samples` samples.
@@ -135,7 +135,7 @@ impl Arena {
                     qkv: space.take(total, 3 * width),
                     probabilities: space.take(
                         samples,
-                        config.heads * tokens.len() * crate::engine::cpu::padded(tokens.len()),
+                        (config.heads * tokens.len()).saturating_mul(padded(tokens.len())),
                     ),
                     attended: space.take(total, width),
                     middle: if training { space.take(total, width) } else { stream },
@@ -208,7 +208,9 @@ struct Space {
 impl Space {
     fn take(&mut self, rows: usize, width: usize) -> Slot {
         let slot = Slot { offset: self.end, width };
-        self.end += (rows * width).next_multiple_of(16);
+        // What overflows cannot be allocated either: the executor says so.
+        let size = rows.saturating_mul(width).checked_next_multiple_of(16);
+        self.end = self.end.saturating_add(size.unwrap_or(usize::MAX));
         slot
     }
 
