@@ -22,6 +22,18 @@ pub enum Error {
     /// A task could not be set up, scored or trained.
     #[error(transparent)]
     Task(#[from] crate::tasks::TaskError),
+    /// A task could not be recorded.
+    #[error(transparent)]
+    Recording(#[from] crate::tasks::RecordingError),
+    /// An evaluation could not be made.
+    #[error(transparent)]
+    Eval(#[from] crate::eval::EvalError),
+    /// A report could not be drawn.
+    #[error(transparent)]
+    Report(#[from] crate::report::ReportError),
+    /// A network could not be read from or written to a file.
+    #[error(transparent)]
+    NetworkFile(#[from] crate::tasks::NetworkFileError),
     /// A seed is too large.
     #[error(transparent)]
     Seed(#[from] crate::tasks::SeedError),

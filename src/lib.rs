@@ -11,6 +11,7 @@ pub mod layout;
 pub mod metric;
 pub mod network;
 pub mod optimizer;
+pub mod report;
 pub mod symmetry;
 pub mod tasks;
 

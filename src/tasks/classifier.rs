@@ -78,11 +78,25 @@ impl Images {
         assert_eq!(bias2.len(), classes, "a vector for {hidden} units and {classes} classes");
         let mut units = vec![0.0f32; hidden * self.len()];
         let mut logits = vec![0.0f32; classes * self.len()];
+        let count = self.len();
         // Wider instructions where the processor has them; the sums are the same.
-        pulp::Arch::new().dispatch(|| {
-            linear(weight1, bias1, &self.columns, &mut units, self.len());
-            units.iter_mut().for_each(|u| *u = u.max(0.0));
-            linear(weight2, bias2, &units, &mut logits, self.len());
+        let instructions = pulp::Arch::new();
+        let input = &self.columns;
+        instructions.dispatch(Linear {
+            weight: weight1,
+            bias: bias1,
+            input,
+            output: &mut units,
+            count,
+        });
+        units.iter_mut().for_each(|u| *u = u.max(0.0));
+        let input = &units;
+        instructions.dispatch(Linear {
+            weight: weight2,
+            bias: bias2,
+            input,
+            output: &mut logits,
+            count,
         });
         self.score_logits(&logits, classes)
     }
@@ -112,17 +126,28 @@ impl Images {
 /// `y = W x + b` on images that lie in columns.
 ///
 /// # Shapes
-/// `weight [O, I]`, `bias [O]`, `input [I, N]`, `output [O, N]`.
-#[inline(always)]
-fn linear(weight: &[f32], bias: &[f32], input: &[f32], output: &mut [f32], count: usize) {
-    let inputs = input.len() / count;
-    for ((output, weight), &bias) in
-        output.chunks_exact_mut(count).zip(weight.chunks_exact(inputs)).zip(bias)
-    {
-        output.fill(bias);
-        for (input, &w) in input.chunks_exact(count).zip(weight) {
-            for (y, &x) in output.iter_mut().zip(input) {
-                *y += w * x;
+/// `weight [O, I]`, `bias [O]`, `input [I, N]`, `output [O, N]`, with `count` = `N`.
+struct Linear<'a> {
+    weight: &'a [f32],
+    bias: &'a [f32],
+    input: &'a [f32],
+    output: &'a mut [f32],
+    count: usize,
+}
+
+impl pulp::NullaryFnOnce for Linear<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let inputs = self.input.len() / self.count;
+        let rows = self.output.chunks_exact_mut(self.count);
+        for ((output, weight), &bias) in rows.zip(self.weight.chunks_exact(inputs)).zip(self.bias) {
+            output.fill(bias);
+            for (input, &w) in self.input.chunks_exact(self.count).zip(weight) {
+                for (y, &x) in output.iter_mut().zip(input) {
+                    *y += w * x;
+                }
             }
         }
     }

@@ -12,12 +12,14 @@ use crate::metric::{Metric, MetricKind, Split};
 
 pub mod classifier;
 pub mod digits;
+pub mod file;
 pub mod recording;
 pub mod seeds;
 pub mod training;
 
 pub use digits::{Digits, DigitsMlp};
-pub use recording::RecordingConfig;
+pub use file::{load_network, save_network, NetworkFileError};
+pub use recording::{open_store, record, RecordingConfig, RecordingError};
 pub use seeds::{SeedError, Seeds};
 pub use training::{Algorithm, Schedule, TrainingConfig};
 
@@ -150,9 +152,12 @@ pub fn by_name(name: &str) -> Result<Box<dyn Task>, TaskError> {
 /// Names of all tasks.
 pub const NAMES: &[&str] = &[digits::NAME];
 
+/// Order of the splits in what is recorded.
+const SPLITS: [Split; 3] = [Split::Validation, Split::Test, Split::Train];
+
 /// What is recorded with a checkpoint: every kind of metric on every split.
 pub fn metrics(task: &dyn Task) -> Vec<Metric> {
-    [Split::Validation, Split::Test, Split::Train]
+    SPLITS
         .into_iter()
         .flat_map(|split| task.kinds().iter().map(move |&kind| Metric { kind, split }))
         .collect()

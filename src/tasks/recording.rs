@@ -1,14 +1,48 @@
 //! What is recorded for a learned optimizer to learn from.
 
+use std::ops::ControlFlow;
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 use super::training::{Schedule, TrainingConfig};
-use super::TaskError;
+use super::{metrics, SeedError, Seeds, Task, TaskError};
+use crate::checkpoints::{
+    record_runs, Metadata, Precision, RecordOptions, RecordReport, Run, RunInfo, Store, StoreError,
+};
+use crate::metric::Split;
+
+/// Why a task could not be recorded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordingError {
+    /// The task failed.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A seed or the number of a run is too large.
+    #[error(transparent)]
+    Seed(#[from] SeedError),
+    /// The store holds runs that were recorded in another way.
+    #[error(
+        "the store was recorded with {found}, expected {expected}: choose another folder, or the \
+         same settings to go on"
+    )]
+    Settings {
+        /// Settings in the store.
+        found: String,
+        /// Settings asked for.
+        expected: String,
+    },
+}
 
 /// How runs are trained, and which of their moments are kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RecordingConfig {
-    /// How each network is trained.
+    /// How each network is trained. Default SGD with Nesterov momentum 0.9, rate 0.05
+    /// falling to 0 along a cosine, weight decay 5e-4, 400 steps of 64 images.
     pub training: TrainingConfig,
     /// Runs. Default 5000.
     pub runs: u64,
@@ -24,7 +58,11 @@ pub struct RecordingConfig {
 impl Default for RecordingConfig {
     fn default() -> Self {
         Self {
-            training: TrainingConfig { schedule: Schedule::Cosine, ..TrainingConfig::default() },
+            training: TrainingConfig {
+                schedule: Schedule::Cosine,
+                weight_decay: 5e-4,
+                ..TrainingConfig::default()
+            },
             runs: 5000,
             saves: 50,
             spacing: 2.0,
@@ -55,6 +93,16 @@ impl RecordingConfig {
         Ok(())
     }
 
+    /// Everything but the number of runs, which may grow.
+    fn settings(&self) -> serde_json::Value {
+        serde_json::json!({
+            "training": self.training,
+            "saves": self.saves,
+            "spacing": self.spacing,
+            "seed": self.seed,
+        })
+    }
+
     /// Steps at which a checkpoint is kept, ascending. Fewer than `saves` where
     /// several fall on one step.
     pub fn steps(&self) -> Vec<usize> {
@@ -70,6 +118,90 @@ impl RecordingConfig {
     }
 }
 
+/// Opens the store in a folder for a recording, or makes one.
+///
+/// # Errors
+/// If the store cannot be opened for writing, or was recorded with other settings.
+pub fn open_store(
+    task: &dyn Task,
+    path: impl AsRef<Path>,
+    config: &RecordingConfig,
+    precision: Precision,
+) -> Result<Store, RecordingError> {
+    config.validate()?;
+    let settings = config.settings();
+    let size = |split| task.size(split);
+    let metadata = Metadata {
+        precision,
+        provenance: serde_json::json!({
+            "recording": settings,
+            "splits": {
+                "train": size(Split::Train),
+                "validation": size(Split::Validation),
+                "test": size(Split::Test),
+            },
+            "lopt": env!("CARGO_PKG_VERSION"),
+        }),
+        ..Metadata::new(task.name(), task.layout()?, metrics(task))
+    };
+    let store = Store::open_or_create(path, metadata)?;
+    let found = &store.metadata().provenance["recording"];
+    if *found == settings {
+        Ok(store)
+    } else {
+        let (found, expected) = (found.to_string(), settings.to_string());
+        Err(RecordingError::Settings { found, expected })
+    }
+}
+
+/// Records the runs of a task that the store does not have yet.
+///
+/// # Errors
+/// If the settings are unusable or the store cannot be written to. Errors of
+/// single runs are in the report.
+pub fn record(
+    task: &dyn Task,
+    store: &Store,
+    config: &RecordingConfig,
+    options: &RecordOptions,
+) -> Result<RecordReport<RecordingError>, RecordingError> {
+    config.validate()?;
+    let seeds = Seeds::recording(config.seed)?;
+    let infos = (0..config.runs)
+        .map(|id| Ok(RunInfo::new(id, seeds.run(id)?)))
+        .collect::<Result<Vec<_>, SeedError>>()?;
+    Ok(record_runs(store, infos, options, |run| record_run(task, config, run))?)
+}
+
+/// Trains one network and records it. Everything follows from the run's seed.
+fn record_run(
+    task: &dyn Task,
+    config: &RecordingConfig,
+    run: &mut Run,
+) -> Result<(), RecordingError> {
+    let seed = run.info().seed;
+    let start = task.initial(seed)?;
+    let mut result = Ok(());
+    let save = |run: &mut Run, step: usize, parameters: &[f32]| {
+        let mut values = Vec::new();
+        for split in super::SPLITS {
+            values.extend(task.measure(parameters, split)?);
+        }
+        run.at(step as u64).record_flat(parameters, &values)?;
+        Ok(())
+    };
+    task.train(&start, seed, &config.training, &config.steps(), &mut |step, parameters| {
+        result = save(run, step, parameters);
+        // A diverged run is dropped in the end: it need not go on.
+        if result.is_err() || run.reason().is_some() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    })?;
+    result
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,5 +213,33 @@ mod tests {
         assert_eq!(steps.last(), Some(&400));
         assert!(steps.windows(2).all(|w| w[0] < w[1]));
         assert!(steps[1] - steps[0] < steps[steps.len() - 1] - steps[steps.len() - 2]);
+    }
+
+    #[test]
+    fn runs_are_recorded_once_and_are_decided_by_their_seed() {
+        let digits = crate::tasks::Digits::load().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let training = TrainingConfig { steps: 6, ..RecordingConfig::default().training };
+        let mut config =
+            RecordingConfig { training, runs: 2, saves: 3, ..RecordingConfig::default() };
+        let at = |name: &str| folder.path().join(name);
+        let store = open_store(&digits, at("a"), &config, Precision::F32).unwrap();
+        let options = RecordOptions { threads: 1, ..RecordOptions::default() };
+        assert_eq!(record(&digits, &store, &config, &options).unwrap().progress.kept, 2);
+        config.runs = 3;
+        let report = record(&digits, &store, &config, &options).unwrap();
+        assert_eq!((report.progress.skipped, report.progress.kept), (2, 1));
+
+        let again = open_store(&digits, at("b"), &config, Precision::F32).unwrap();
+        record(&digits, &again, &config, &RecordOptions::default()).unwrap();
+        for id in 0..3 {
+            let (a, b) = (store.read_run(id).unwrap(), again.read_run(id).unwrap());
+            assert_eq!(a.parameters, b.parameters);
+            assert_eq!(a.iterations, [0, 2, 6]);
+        }
+        drop(store);
+        config.training.learning_rate = 0.01;
+        let error = open_store(&digits, at("a"), &config, Precision::F32).unwrap_err();
+        assert!(matches!(error, RecordingError::Settings { .. }), "{error}");
     }
 }

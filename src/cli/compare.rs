@@ -1,0 +1,114 @@
+//! `lopt compare`.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+use lopt::eval::{compare, BaselineConfig, ComparisonConfig, EvalError, UpdateConfig};
+use lopt::report::{comparison_figure, comparison_page, comparison_table, Provenance};
+use serde_json::json;
+
+use super::optimizer::OptimizerArguments;
+use super::output::{print, print_json, write_file, Failure};
+use super::terminal::Terminal;
+
+/// Compare one update of G.pt with training by SGD and Adam
+///
+/// Takes fresh random initialisations that were never used in training, updates
+/// them with G.pt (once, several times in a row, best of several candidates),
+/// trains the same networks with SGD and with Adam (each at its default learning
+/// rate and at the best of a grid), and says how many steps one update replaces.
+/// Prints a table and writes a report with curves.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lopt compare digits
+  lopt compare digits --json --quiet > comparison.json
+  lopt compare digits --weights mine.safetensors --prompt 0.2 --out mine.html")]
+pub struct Arguments {
+    /// Task to compare on
+    #[arg(value_parser = super::task_names(), default_value = "digits")]
+    task: String,
+    #[command(flatten)]
+    optimizer: OptimizerArguments,
+    /// Report to write
+    #[arg(long, value_name = "FILE", default_value = "lopt-compare.html")]
+    out: PathBuf,
+    /// Also write the main figure as an SVG file
+    #[arg(long, value_name = "FILE")]
+    figure: Option<PathBuf>,
+    /// Random initialisations
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    networks: u32,
+    /// Validation loss to ask for [default: the best that the weights were trained on]
+    #[arg(long, value_name = "LOSS")]
+    prompt: Option<f64>,
+    /// Updates in a row
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    recursive: u32,
+    /// Candidates that the best is kept of
+    #[arg(long, value_name = "K", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    best_of: u32,
+    /// Steps of SGD and Adam
+    #[arg(long, value_name = "N", default_value_t = 1500, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
+    /// Seed of the networks and of the sampling
+    #[arg(long, default_value_t = 0, value_parser = super::seeds())]
+    seed: u64,
+}
+
+pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
+    let begin = Instant::now();
+    let mut loaded = arguments.optimizer.load(&arguments.task, arguments.seed, terminal)?;
+    let defaults = BaselineConfig::default();
+    let config = ComparisonConfig {
+        networks: arguments.networks as usize,
+        updates: UpdateConfig {
+            prompt: arguments.prompt,
+            recursive: arguments.recursive as usize,
+            candidates: arguments.best_of as usize,
+        },
+        baselines: BaselineConfig {
+            steps: arguments.steps as usize,
+            grid_steps: defaults.grid_steps.min(arguments.steps as usize),
+            ..defaults
+        },
+        seed: arguments.seed,
+    };
+    let comparison = loaded.judge(|task, subject| compare(task, subject, &config, terminal));
+    terminal.clear();
+    let comparison = match comparison {
+        Err(EvalError::Cancelled) => {
+            return Err(Failure::Interrupted("nothing was written, run it again".into()));
+        }
+        result => result?,
+    };
+    let provenance = Provenance {
+        command: std::env::args().collect::<Vec<_>>().join(" "),
+        weights: loaded.origin.clone(),
+        task: loaded.task.summary(),
+        threads: terminal.threads,
+        more: loaded.facts(),
+    };
+    write_file(&arguments.out, comparison_page(&comparison, &provenance)?.as_bytes())?;
+    if let Some(path) = &arguments.figure {
+        write_file(path, comparison_figure(&comparison)?.as_bytes())?;
+    }
+    let seconds = begin.elapsed().as_secs_f64();
+    if terminal.json {
+        let mut value = serde_json::to_value(&comparison)?;
+        value["weights"] = json!(loaded.origin);
+        value["threads"] = json!(terminal.threads);
+        value["seconds"] = json!(seconds);
+        value["report"] = json!(arguments.out);
+        value["lopt"] = json!(env!("CARGO_PKG_VERSION"));
+        return print_json(&value);
+    }
+    print(&format!(
+        "{}\n{}\n\nMean and standard error over {} networks; {seconds:.0} s in all.\nReport: {}\n",
+        loaded.task.summary(),
+        comparison_table(&comparison),
+        comparison.networks,
+        arguments.out.display()
+    ))
+}

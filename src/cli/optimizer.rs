@@ -1,0 +1,136 @@
+//! The G.pt that a command works with: bundled or from a file.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use lopt::eval::alignment::Request;
+use lopt::eval::{EvalError, Subject};
+use lopt::gpt::{Gpt, GptConfig, Pretrained, SamplerConfig, SamplerKind, Weights};
+use lopt::tasks::{by_name, Task};
+
+use super::output::Failure;
+use super::terminal::Terminal;
+
+/// Which weights, and how they are sampled.
+#[derive(Debug, Args)]
+pub struct OptimizerArguments {
+    /// Weights made by `lopt train` [default: those that come with lopt]
+    #[arg(long, value_name = "FILE", help_heading = "Optimizer")]
+    weights: Option<PathBuf>,
+    /// How updates are sampled [default: what the weights name]
+    #[arg(long, value_enum, value_name = "RULE", help_heading = "Optimizer")]
+    sampler: Option<Rule>,
+    /// Steps of the sampler: calls of the model in one update [default: what the weights name]
+    #[arg(
+        long, value_name = "N", help_heading = "Optimizer",
+        value_parser = clap::value_parser!(u16).range(1..=1000)
+    )]
+    sampler_steps: Option<u16>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Rule {
+    /// Random at every step; needs many of them
+    Ddpm,
+    /// Deterministic after the first noise
+    Ddim,
+    /// Deterministic and of second order
+    Dpm,
+}
+
+impl Rule {
+    fn kind(self) -> SamplerKind {
+        match self {
+            Self::Ddpm => SamplerKind::Ddpm,
+            Self::Ddim => SamplerKind::Ddim { eta: 0.0 },
+            Self::Dpm => SamplerKind::DpmSolverPlusPlus,
+        }
+    }
+}
+
+/// A G.pt and the task that it is used on.
+pub struct Loaded {
+    /// The task.
+    pub task: Box<dyn Task>,
+    /// The optimizer.
+    pub gpt: Gpt,
+    /// Where the weights are from.
+    pub origin: String,
+    /// How updates are sampled.
+    pub sampler: SamplerConfig,
+}
+
+impl OptimizerArguments {
+    /// Loads the weights and checks that they are for the task.
+    pub fn load(&self, task: &str, seed: u64, terminal: &Terminal) -> Result<Loaded, Failure> {
+        let task = by_name(task)?;
+        let (weights, origin) = match &self.weights {
+            Some(path) => {
+                let weights = Weights::load(path)
+                    .map_err(|e| Named(format!("cannot use the weights {}", path.display()), e))?;
+                (weights, path.display().to_string())
+            }
+            None => (Pretrained::Digits.weights()?, "bundled with lopt".to_owned()),
+        };
+        task.layout()?.check_matches(&weights.header.layout)?;
+        let mut sampler = weights.header.sampler;
+        if let Some(rule) = self.sampler {
+            sampler.kind = rule.kind();
+        }
+        if let Some(steps) = self.sampler_steps {
+            sampler.steps = usize::from(steps);
+        }
+        let config = GptConfig {
+            seed,
+            threads: terminal.threads,
+            sampler: Some(sampler),
+            ..GptConfig::default()
+        };
+        Ok(Loaded { task, gpt: Gpt::new(weights, config)?, origin, sampler })
+    }
+}
+
+impl Loaded {
+    /// Hands the optimizer to an evaluation.
+    pub fn judge<T>(
+        &mut self,
+        evaluation: impl FnOnce(&dyn Task, &mut Subject) -> Result<T, EvalError>,
+    ) -> Result<T, EvalError> {
+        let header = &self.gpt.weights().header;
+        let (metric, best_prompt) = (header.metric, header.prompt_range.best);
+        let gpt = &mut self.gpt;
+        let mut sample = |request: Request<'_>| {
+            Ok(gpt.sample(request.start, request.current, request.target)?)
+        };
+        let mut subject = Subject { name: "G.pt", sample: &mut sample, metric, best_prompt };
+        evaluation(self.task.as_ref(), &mut subject)
+    }
+
+    /// Names and values for a report.
+    pub fn facts(&self) -> Vec<(String, String)> {
+        let header = &self.gpt.weights().header;
+        let config = &header.config;
+        [
+            (
+                "model",
+                format!(
+                    "{:?}, width {}, {} blocks, {} heads, {} parameters",
+                    config.tokenization,
+                    config.width,
+                    config.blocks,
+                    config.heads,
+                    self.gpt.weights().parameters.len()
+                ),
+            ),
+            ("sampler", format!("{:?}, {} steps", self.sampler.kind, self.sampler.steps)),
+            ("made from", header.provenance.to_string()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .to_vec()
+    }
+}
+
+/// An error with a line before it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Named<E: std::error::Error + 'static>(String, #[source] E);

@@ -1,0 +1,148 @@
+//! `lopt record`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use lopt::checkpoints::{Precision, Progress, RecordOptions};
+use lopt::tasks::{by_name, open_store, record, RecordingConfig, Schedule, TrainingConfig};
+
+use super::output::{print, print_json, Failure};
+use super::terminal::Terminal;
+
+/// Train many networks and record their checkpoints
+///
+/// G.pt learns from such runs. Each network is trained by SGD with Nesterov
+/// momentum from its own random initialisation; moments of its training are kept
+/// with their losses, more of them at the start, where the loss still moves.
+/// Runs that are in the folder already are skipped, so that a recording that was
+/// interrupted goes on when the same command is given again.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lopt record digits --out runs/digits
+  lopt record digits --out runs/small --runs 500 --precision f16
+  lopt inspect runs/digits")]
+pub struct Arguments {
+    /// Task to record
+    #[arg(value_parser = super::task_names())]
+    task: String,
+    /// Folder of the store; it is made if it is not there
+    #[arg(long, value_name = "FOLDER")]
+    out: PathBuf,
+    /// Runs in all, with those that are there already [default: 5000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    runs: Option<u64>,
+    /// How parameters are stored: f16 takes half the space
+    #[arg(long, value_enum, default_value = "f32")]
+    precision: Width,
+    /// Seed of the runs
+    #[arg(long, default_value_t = 0, value_parser = super::seeds())]
+    seed: u64,
+    /// Steps of each training
+    #[arg(long, value_name = "N", help_heading = "Training of each network")]
+    steps: Option<usize>,
+    /// Images in a step
+    #[arg(long, value_name = "N", help_heading = "Training of each network")]
+    batch_size: Option<usize>,
+    /// Learning rate of the first step
+    #[arg(long, value_name = "RATE", help_heading = "Training of each network")]
+    learning_rate: Option<f64>,
+    /// How the learning rate changes
+    #[arg(long, value_enum, help_heading = "Training of each network")]
+    schedule: Option<Course>,
+    /// Penalty on the squares of the parameters
+    #[arg(long, value_name = "WEIGHT", help_heading = "Training of each network")]
+    weight_decay: Option<f64>,
+    /// Checkpoints kept of each run
+    #[arg(long, value_name = "N", help_heading = "Training of each network")]
+    saves: Option<usize>,
+    /// Above 1, checkpoints are denser at the start
+    #[arg(long, value_name = "POWER", help_heading = "Training of each network")]
+    spacing: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Width {
+    F32,
+    F16,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Course {
+    /// It stays
+    Constant,
+    /// It falls to zero along a cosine
+    Cosine,
+}
+
+impl Arguments {
+    fn config(&self, defaults: RecordingConfig) -> RecordingConfig {
+        let training = defaults.training;
+        let schedule = self.schedule.map(|course| match course {
+            Course::Constant => Schedule::Constant,
+            Course::Cosine => Schedule::Cosine,
+        });
+        RecordingConfig {
+            training: TrainingConfig {
+                algorithm: training.algorithm,
+                learning_rate: self.learning_rate.unwrap_or(training.learning_rate),
+                schedule: schedule.unwrap_or(training.schedule),
+                weight_decay: self.weight_decay.unwrap_or(training.weight_decay),
+                batch_size: self.batch_size.unwrap_or(training.batch_size),
+                steps: self.steps.unwrap_or(training.steps),
+            },
+            runs: self.runs.unwrap_or(defaults.runs),
+            saves: self.saves.unwrap_or(defaults.saves),
+            spacing: self.spacing.unwrap_or(defaults.spacing),
+            seed: self.seed,
+        }
+    }
+}
+
+pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
+    let task = by_name(&arguments.task)?;
+    let config = arguments.config(task.recording());
+    let precision = match arguments.precision {
+        Width::F32 => Precision::F32,
+        Width::F16 => Precision::F16,
+    };
+    let store = open_store(task.as_ref(), &arguments.out, &config, precision)?;
+    let bar = terminal.bar("recording runs", config.runs);
+    let progress = |progress: &Progress| {
+        if bar.position() == 0 && progress.skipped > 0 {
+            bar.set_position(progress.skipped as u64);
+            bar.reset_eta();
+        }
+        bar.set_position(progress.done() as u64);
+    };
+    let options = RecordOptions {
+        threads: terminal.threads,
+        cancel: Some(terminal.stop().clone()),
+        progress: Some(&progress),
+    };
+    let report = record(task.as_ref(), &store, &config, &options)?;
+    bar.finish_and_clear();
+    if report.cancelled {
+        let done = report.progress.done();
+        return Err(Failure::Interrupted(format!(
+            "{done} of {} runs are in {}; give the same command again to go on",
+            config.runs,
+            arguments.out.display()
+        )));
+    }
+    let failed = report.failures.len();
+    if let Some(first) = report.failures.into_iter().next() {
+        terminal.say(&format!("{failed} runs failed, the first is run {}", first.id));
+        return Err(first.error.into());
+    }
+    let summary = store.summary()?;
+    if terminal.json {
+        return print_json(&summary);
+    }
+    print(&format!(
+        "{summary}\nNext: lopt train {} --store {} --out {}.safetensors\n",
+        arguments.task,
+        arguments.out.display(),
+        arguments.task
+    ))
+}

@@ -1,0 +1,231 @@
+//! A learned optimizer beside SGD and Adam, on the same unseen networks.
+
+use serde::{Deserialize, Serialize};
+
+use super::baselines::{baselines, Goal};
+use super::updates::{updates, Subject, UpdateConfig, Updates};
+use super::{Baseline, BaselineConfig, EvalError, Monitor, Networks};
+use crate::metric::{Metric, Split};
+use crate::tasks::Task;
+
+/// What is compared.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ComparisonConfig {
+    /// Unseen networks. Default 64.
+    pub networks: usize,
+    /// Updates of the learned optimizer.
+    pub updates: UpdateConfig,
+    /// SGD and Adam.
+    pub baselines: BaselineConfig,
+    /// The user's seed, below 2^31. Default 0.
+    pub seed: u64,
+}
+
+impl Default for ComparisonConfig {
+    fn default() -> Self {
+        Self {
+            networks: 64,
+            updates: UpdateConfig::default(),
+            baselines: BaselineConfig::default(),
+            seed: 0,
+        }
+    }
+}
+
+/// First step at which the mean test metric of a baseline is that of one update,
+/// `None` if it never is within the steps that were run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct EquivalentSteps {
+    /// SGD at its default rate.
+    pub sgd_default: Option<usize>,
+    /// SGD at the best rate of the grid.
+    pub sgd_best: Option<usize>,
+    /// Adam at its default rate.
+    pub adam_default: Option<usize>,
+    /// Adam at the best rate of the grid.
+    pub adam_best: Option<usize>,
+    /// Steps that were run.
+    pub steps_run: usize,
+}
+
+/// What a learned optimizer is worth.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Comparison {
+    /// Name of the task.
+    pub task: String,
+    /// Name of the learned optimizer.
+    pub optimizer: String,
+    /// Number of unseen networks.
+    pub networks: usize,
+    /// The metric that the optimizer is conditioned on.
+    pub metric: Metric,
+    /// Single, recursive and best-of-k updates.
+    #[serde(flatten)]
+    pub updates: Updates,
+    /// Steps that one update replaces.
+    pub equivalent_steps: EquivalentSteps,
+    /// SGD and Adam.
+    pub baselines: Vec<Baseline>,
+    /// The settings.
+    pub config: ComparisonConfig,
+}
+
+impl Comparison {
+    /// The metric that steps are counted by: that of the condition, on the test split.
+    pub fn test_metric(&self) -> Metric {
+        Metric { split: Split::Test, ..self.metric }
+    }
+}
+
+/// Compares a learned optimizer with SGD and Adam.
+///
+/// # Errors
+/// If a setting is unusable, the task or the optimizer fails, or `monitor` ends it.
+pub fn compare(
+    task: &dyn Task,
+    subject: &mut Subject,
+    config: &ComparisonConfig,
+    monitor: &dyn Monitor,
+) -> Result<Comparison, EvalError> {
+    config.baselines.validate()?;
+    let networks = Networks::fresh(task, config.seed, config.networks)?;
+    monitor.stage(&format!("updates of {} networks", networks.len()), 1);
+    let updates = updates(task, subject, &networks, &config.updates)?;
+    monitor.advance();
+    let metric = subject.metric;
+    let test = Metric { split: Split::Test, ..metric };
+    let reached = |metric: Metric| (metric, updates.one_step.scores.get(metric).mean);
+    let goal = Goal { validation: reached(metric), test: reached(test) };
+    let trainings = config.baselines.trainings(networks.len());
+    monitor.stage("training with SGD and Adam", trainings);
+    let baselines = baselines(task, &networks, &goal, &config.baselines, monitor)?;
+    let steps = |id: &str| baselines.iter().find(|b| b.id == id)?.equivalent_steps;
+    Ok(Comparison {
+        task: task.name().to_owned(),
+        optimizer: subject.name.to_owned(),
+        networks: networks.len(),
+        metric,
+        updates,
+        equivalent_steps: EquivalentSteps {
+            sgd_default: steps("sgd_default"),
+            sgd_best: steps("sgd_best"),
+            adam_default: steps("adam_default"),
+            adam_best: steps("adam_best"),
+            steps_run: config.baselines.steps,
+        },
+        baselines,
+        config: config.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::alignment::Request;
+    use crate::eval::{evaluate, EvaluationConfig};
+    use crate::tasks::Digits;
+
+    /// Stand-in: mixes the start with one trained network, so that an update helps.
+    fn mixing(trained: Vec<f32>) -> impl FnMut(Request<'_>) -> Result<Vec<f32>, EvalError> {
+        move |request| {
+            let share = |target: f64, current: f64| (1.0 - target / current).clamp(0.0, 1.0) as f32;
+            let rows =
+                request.start.chunks(trained.len()).zip(request.current.iter().zip(request.target));
+            Ok(rows
+                .flat_map(|(row, (&current, &target))| {
+                    let share = share(target, current);
+                    row.iter()
+                        .zip(&trained)
+                        .map(move |(a, b)| a + share * (b - a))
+                        .collect::<Vec<_>>()
+                })
+                .collect())
+        }
+    }
+
+    fn trained(digits: &Digits) -> Vec<f32> {
+        let config = crate::tasks::TrainingConfig { steps: 30, ..Default::default() };
+        let mut last = Vec::new();
+        let start = digits.initial(77).unwrap();
+        digits
+            .train(&start, 77, &config, &[30], &mut |_, p| {
+                last = p.to_vec();
+                std::ops::ControlFlow::Continue(())
+            })
+            .unwrap();
+        last
+    }
+
+    #[test]
+    fn a_stand_in_is_compared_and_evaluated() {
+        let digits = Digits::load().unwrap();
+        let mut sample = mixing(trained(&digits));
+        let mut subject = Subject {
+            name: "stand-in",
+            sample: &mut sample,
+            metric: Metric::VALIDATION_LOSS,
+            best_prompt: 0.1,
+        };
+        let config = EvaluationConfig { networks: 3, prompts: 4, ..Default::default() };
+        let evaluation = evaluate(&digits, &mut subject, &config, &()).unwrap();
+        assert_eq!(evaluation.observed.len(), 3);
+        assert!(evaluation.observed.iter().all(|row| row.len() == 4));
+        assert!(evaluation.prompt_alignment > 0.0, "{}", evaluation.prompt_alignment);
+
+        let config = ComparisonConfig {
+            networks: 3,
+            baselines: BaselineConfig {
+                steps: 60,
+                sgd_rates: vec![0.02, 0.05],
+                adam_rates: vec![0.01],
+                grid_networks: 2,
+                grid_steps: 40,
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        let comparison = compare(&digits, &mut subject, &config, &()).unwrap();
+        let json = serde_json::to_value(&comparison).unwrap();
+        for key in [
+            "/networks",
+            "/one_step/test_loss",
+            "/one_step/test_error",
+            "/one_step/seconds",
+            "/recursive/test_loss",
+            "/best_of_k/test_loss",
+            "/equivalent_steps/steps_run",
+        ] {
+            assert!(json.pointer(key).is_some_and(|v| v.is_number()), "{key} in {json}");
+        }
+        for key in ["sgd_best", "adam_best", "adam_default", "sgd_default"] {
+            assert!(json["equivalent_steps"].get(key).is_some(), "{key}");
+        }
+        let sgd = comparison.equivalent_steps.sgd_best.unwrap();
+        assert!((5..60).contains(&sgd), "{sgd}");
+        assert!(comparison.updates.recursive.after.len() == 3);
+        let loss = |scores: &crate::eval::Scores| scores.get(Metric::VALIDATION_LOSS).mean;
+        let updates = &comparison.updates;
+        assert!(loss(&updates.best_of_k.scores) <= loss(&updates.one_step.scores));
+    }
+
+    #[test]
+    fn a_cancelled_comparison_says_so() {
+        struct Cancelled;
+        impl Monitor for Cancelled {
+            fn cancelled(&self) -> bool {
+                true
+            }
+        }
+        let digits = Digits::load().unwrap();
+        let mut sample = |request: Request<'_>| Ok(request.start.to_vec());
+        let mut subject = Subject {
+            name: "copy",
+            sample: &mut sample,
+            metric: Metric::VALIDATION_LOSS,
+            best_prompt: 0.1,
+        };
+        let config = ComparisonConfig { networks: 2, ..Default::default() };
+        let result = compare(&digits, &mut subject, &config, &Cancelled);
+        assert!(matches!(result, Err(EvalError::Cancelled)));
+    }
+}

@@ -1,0 +1,17 @@
+//! Results to look at: tables, SVG figures and one HTML file.
+//!
+//! A page holds everything it needs (style and figures inline, no scripts, no
+//! fonts), so it can be read offline, sent and kept. Ink and lines take the
+//! colour of the text around them: pages are readable in light and dark.
+
+mod comparison;
+mod evaluation;
+mod figure;
+mod format;
+mod page;
+mod table;
+
+pub use comparison::{comparison_figure, comparison_page, comparison_table};
+pub use evaluation::{evaluation_page, evaluation_table, prompting_figure};
+pub use page::{Provenance, ReportError};
+pub use table::Table;
