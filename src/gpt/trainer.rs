@@ -104,13 +104,6 @@ pub struct TrainerConfig {
     /// Differs from the reference (0): the middle of the range of prompts, which
     /// a run passes in a few steps, is hardly trained there.
     pub by_metric: f64,
-    /// Noise on the starting parameters of half of the pairs: its standard
-    /// deviation, in normalised parameters, is drawn evenly from zero to this.
-    /// Default 0.2.
-    ///
-    /// Differs from the reference (0): a recursive update starts at a sample,
-    /// which is not quite a network that training has passed through.
-    pub start_noise: f64,
     /// Seed of initialisation, pairs and noise. Default 0.
     pub seed: u64,
 }
@@ -127,7 +120,6 @@ impl Default for TrainerConfig {
             ema_decay: 0.999,
             from_start: 0.4,
             by_metric: 0.5,
-            start_noise: 0.2,
             seed: 0,
         }
     }
@@ -151,8 +143,6 @@ impl TrainerConfig {
         }
         let ema = self.ema_decay;
         check((0.0..1.0).contains(&ema), "ema_decay", &ema, &"at least 0 and below 1")?;
-        let noise = self.start_noise;
-        check(noise.is_finite() && noise >= 0.0, "start_noise", &noise, &"zero or more")?;
         Ok(())
     }
 
@@ -274,17 +264,6 @@ impl Batch {
         }
     }
 
-    /// Adds noise to the earlier checkpoints of half of the pairs.
-    fn noise_start(&mut self, highest: f64, rng: &mut ChaCha8Rng) {
-        let size = self.noised.len() / self.timestep.len();
-        for row in self.pairs.start.chunks_exact_mut(size) {
-            let deviation = (highest * rng.gen_range(-1.0..1.0f64)).max(0.0) as f32;
-            if deviation > 0.0 {
-                row.iter_mut().for_each(|x| *x += deviation * rng.sample::<f32, _>(StandardNormal));
-            }
-        }
-    }
-
     /// Draws timesteps and noise, and noises the later checkpoints.
     fn noise(&mut self, schedule: &NoiseSchedule, rng: &mut ChaCha8Rng) {
         let size = self.noised.len() / self.timestep.len();
@@ -392,7 +371,6 @@ impl Trainer {
         self.pairs.fill(step, &mut self.batch.pairs);
         let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed ^ NOISE_SEED);
         rng.set_stream(step);
-        self.batch.noise_start(self.config.start_noise, &mut rng);
         self.batch.noise(&self.schedule, &mut rng);
         let prediction = self.model.config().prediction;
         let target = prediction.target(&self.batch.pairs.end, &self.batch.noise);
