@@ -27,7 +27,8 @@ fn engine(criterion: &mut Criterion) {
     builder.scope("output", |b| b.linear(10, 10, true));
     let layout = builder.finish().expect("a consistent layout");
     let size = layout.num_parameters();
-    let model = Arc::new(Transformer::new(ModelConfig::default(), &layout).expect("a config"));
+    let config = ModelConfig { blocks: 4, ..ModelConfig::default() };
+    let model = Arc::new(Transformer::new(config, &layout).expect("a config"));
     let decayed = model.decayed();
     let count = model.num_parameters();
     let mut parameters: Vec<f32> = model.initialize(0);

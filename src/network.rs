@@ -31,8 +31,8 @@
 //! ```
 //!
 //! Layers may be dfdx's, tuples of them, type parameters, and other annotated
-//! structs, which must be at least as visible as the struct that holds them.
-//! There may be any number. The built struct of `Mlp` is called `BuiltMlp`, and
+//! structs, which must be as visible as the struct that holds them. There may be
+//! any number. The built struct of `Mlp` is called `BuiltMlp`, and
 //! [`Built`] names it completely. It implements dfdx's `Module` for the inputs
 //! that its layers take in turn, `ModuleMut` likewise (layers such as
 //! [`Dropout`](dfdx::nn::modules::Dropout) train through `forward_mut` only),
@@ -80,6 +80,11 @@ pub trait Layer {
 ///
 /// Whatever is a [`Layer`] is a network: a struct with `#[lopt::network]`, what
 /// dfdx builds from it, and also a plain tuple of dfdx's layers.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a network",
+    label = "not a network",
+    note = "write a struct of dfdx's layers with `#[lopt::network]`, or a tuple of them"
+)]
 pub trait Network: Layer {
     /// Number of trainable parameters: the length of the flat vector.
     const NUM_PARAMETERS: usize;

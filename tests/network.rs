@@ -166,6 +166,7 @@ fn every_layer_is_what_dfdx_visits() {
     layer::<Sqrt>(1);
     layer::<Square>(1);
     layer::<Tanh>(1);
+    layer::<Repeated<(Linear<3, 3>, ReLU), 2>>(3);
     layer::<(ReLU,)>(1);
     layer::<(ReLU, Tanh)>(1);
     layer::<(ReLU, Linear<3, 3>, Tanh)>(2);

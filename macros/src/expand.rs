@@ -174,12 +174,12 @@ fn build_on_device(network: &Network, built: &Built) -> TokenStream {
     generics.params.push(parse_quote!(#device: ::lopt::__private::Device<#element>));
     let clause = generics.make_where_clause();
     for Layer { ty, .. } in &network.layers {
-        clause.predicates.push(parse_quote_spanned! {ty.span()=>
+        clause.predicates.push(parse_quote_spanned! {at(ty)=>
             #ty: ::lopt::__private::BuildOnDevice<#device, #element>
         });
     }
     let layers = network.layers.iter().map(|Layer { ty, .. }| {
-        quote_spanned! {ty.span()=>
+        quote_spanned! {at(ty)=>
             <#ty as ::lopt::__private::BuildOnDevice<#device, #element>>::Built
         }
     });
@@ -213,12 +213,12 @@ fn config_layer(network: &Network) -> TokenStream {
         // A bound that depends on no parameter would be checked here, apart
         // from the use below, and an error would be reported twice.
         if mentions(ty, &parameters) {
-            clause.predicates.push(parse_quote_spanned!(ty.span()=> #ty: ::lopt::__private::Layer));
+            clause.predicates.push(parse_quote_spanned!(at(ty)=> #ty: ::lopt::__private::Layer));
         }
     }
     let body = layer_body(
         network,
-        network.layers.iter().map(|Layer { ty, .. }| quote_spanned!(ty.span()=> #ty)),
+        network.layers.iter().map(|Layer { ty, .. }| quote_spanned!(at(ty)=> #ty)),
     );
     let (parameters, arguments, clause) = generics.split_for_impl();
     let config = network.ident();
@@ -236,14 +236,25 @@ fn layer_body(network: &Network, types: impl Iterator<Item = TokenStream>) -> To
     let names = network.layers.iter().map(|layer| &layer.name);
     let counts = types
         .iter()
-        .map(|ty| quote_spanned!(ty.span()=> <#ty as ::lopt::__private::Layer>::PARAMETERS));
+        .map(|ty| quote_spanned!(at(ty)=> <#ty as ::lopt::__private::Layer>::PARAMETERS));
+    let scopes = names.zip(&types).map(|(name, ty)| {
+        quote_spanned! {at(ty)=>
+            layout.scope(#name, <#ty as ::lopt::__private::Layer>::describe);
+        }
+    });
     quote! {
         const PARAMETERS: usize = 0 #(+ #counts)*;
 
         fn describe(layout: &mut ::lopt::__private::LayoutBuilder) {
-            #(layout.scope(#names, <#types as ::lopt::__private::Layer>::describe);)*
+            #(#scopes)*
         }
     }
+}
+
+/// Where errors about a type are reported; names mean there what they mean in
+/// the rest of the expansion.
+fn at(ty: &impl Spanned) -> Span {
+    Span::call_site().located_at(ty.span())
 }
 
 /// Tuples of tuples of at most [`TUPLE`] items, in order.

@@ -1,7 +1,6 @@
 //! Rejects what cannot be expanded faithfully, and says what to write instead.
 
 use proc_macro2::TokenStream;
-use syn::spanned::Spanned;
 use syn::{Attribute, Error, GenericArgument, Path, PathArguments, Result, Type};
 
 use crate::parse::{is_lopt, Layer, Network};
@@ -159,7 +158,6 @@ fn check_path(ty: &Type, path: &Path, problems: &mut Problems) {
             &format!("`{name}`, which branches"),
             "Write the layers one after the other.",
         ),
-        "Repeated" => unsupported("`Repeated`", "Write one field for each repetition."),
         "Embedding"
         | "MultiHeadAttention"
         | "Transformer"
@@ -185,7 +183,7 @@ fn check_path(ty: &Type, path: &Path, problems: &mut Problems) {
         _ => None,
     };
     if let Some(problem) = problem {
-        problems.add(Error::new(ty.span(), problem));
+        problems.add(Error::new_spanned(ty, problem));
     }
 }
 

@@ -137,14 +137,16 @@ impl PairConfig {
                 })
                 .collect();
             let (low, high) = range(&metrics[start + 1..]);
-            let by_metric = if low < high { self.by_metric } else { 0.0 };
-            let total: f64 = by_index.iter().sum();
-            let shares = shares(&metrics[start + 1..]);
-            let ends = by_index
-                .iter()
-                .zip(shares)
-                .map(|(p, share)| (1.0 - by_metric) * p + by_metric * total * share)
-                .collect::<Vec<f64>>();
+            let ends: Vec<f64> = if self.by_metric > 0.0 && low < high {
+                let total: f64 = by_index.iter().sum();
+                let shares = shares(&metrics[start + 1..]);
+                let by_metric = |share: f64| self.by_metric * total * share;
+                let pairs = by_index.iter().zip(shares);
+                pairs.map(|(p, share)| (1.0 - self.by_metric) * p + by_metric(share)).collect()
+            } else {
+                // There the shares of the range are not numbers.
+                by_index
+            };
             let pairs = ends.into_iter().enumerate();
             law.extend(
                 pairs
@@ -464,11 +466,10 @@ mod tests {
         fn probabilities_are_a_law_of_forward_pairs(
             metrics in proptest::collection::vec(-10i32..10, 2..12),
             from_start in 0.0..=1.0,
-            by_metric: bool,
+            by_metric in 0.0..=1.0,
         ) {
             let metrics: Vec<f64> = metrics.into_iter().map(f64::from).collect();
-            let target = if by_metric { TargetSpacing::Metric } else { TargetSpacing::Index };
-            let config = PairConfig { from_start, target, ..Default::default() };
+            let config = PairConfig { from_start, by_metric, ..Default::default() };
             let law = config.probabilities(&metrics);
             let total: f64 = law.iter().map(|(_, p)| p).sum();
             assert!((total - 1.0).abs() < 1e-12);

@@ -44,6 +44,12 @@ pub enum EngineError {
     /// A gradient was asked of an executor that was built for inference.
     #[error("this executor was built for inference, expected one built for training")]
     InferenceOnly,
+    /// The activations do not fit into memory.
+    #[error("cannot allocate {values} activations")]
+    Memory {
+        /// Values that are needed.
+        values: usize,
+    },
     /// The threads could not be started.
     #[error("cannot start {threads} threads: {problem}")]
     Threads {

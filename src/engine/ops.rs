@@ -107,6 +107,12 @@ pub(crate) trait Ops {
     /// Gradient of the embedding.
     fn positions_backward(&mut self, positions: &[u32], samples: usize, offset: usize, dx: Slot);
 
+    /// `x[row(t, n)] += from[n]` for every token `t`.
+    fn add_to_tokens(&mut self, tokens: usize, samples: usize, from: Slot, x: Slot);
+    /// `to[n] = sum over t of x[row(t, n)]`: the transpose of
+    /// [`add_to_tokens`](Self::add_to_tokens).
+    fn sum_tokens(&mut self, tokens: usize, samples: usize, x: Slot, to: Slot);
+
     /// `out = softmax(q kᵀ / sqrt(head size)) v`, with the probabilities kept.
     fn attention(
         &mut self,

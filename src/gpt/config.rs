@@ -83,8 +83,8 @@ pub enum Prediction {
 pub enum Conditioning {
     /// As tokens of their own, which the others attend to; as the reference.
     OwnTokens,
-    /// Also as part of every token, beside its parameters. Only with
-    /// [`Tokenization::Units`].
+    /// Also by a projection of all of them that is added to every token. Only
+    /// with [`Tokenization::Units`], where they share one token.
     #[default]
     EveryToken,
 }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::embedding::embed;
 use super::transformer::{Arena, Training, Transformer};
-use crate::engine::cpu::Cpu;
+use crate::engine::cpu::{AlignedBuffer, Cpu};
 use crate::engine::{EngineError, Float, Ops, Threads};
 
 /// What G.pt is given for a batch of networks.
@@ -99,7 +99,7 @@ pub struct Executor<F> {
 /// What one thread writes to.
 #[derive(Debug)]
 struct Worker<F> {
-    arena: Vec<F>,
+    arena: AlignedBuffer<F>,
     /// Empty for the first worker, which writes to the caller's, and at inference.
     gradient: Vec<F>,
     loss: f64,
@@ -110,7 +110,7 @@ impl<F: Float> Executor<F> {
     /// threads (0: as many as the machine has cores).
     ///
     /// # Errors
-    /// If the threads cannot be started, or `batch` is 0.
+    /// If the threads cannot be started, memory does not suffice, or `batch` is 0.
     pub fn for_inference(
         model: Arc<Transformer>,
         batch: usize,
@@ -144,16 +144,14 @@ impl<F: Float> Executor<F> {
         let count = threads.count().min(batch);
         let samples = (ROWS / model.num_tokens()).clamp(1, batch.div_ceil(count));
         let arena = Arena::new(&model, samples, training);
-        let workers = (0..count)
-            .map(|i| Worker {
-                arena: vec![F::zero(); arena.len],
-                gradient: match training && i > 0 {
-                    true => vec![F::zero(); model.num_parameters()],
-                    false => Vec::new(),
-                },
-                loss: 0.0,
-            })
-            .collect();
+        let worker = |i| {
+            let gradient = match training && i > 0 {
+                true => vec![F::zero(); model.num_parameters()],
+                false => Vec::new(),
+            };
+            Ok(Worker { arena: AlignedBuffer::new(arena.len)?, gradient, loss: 0.0 })
+        };
+        let workers = (0..count).map(worker).collect::<Result<_, EngineError>>()?;
         Ok(Self { model, arena, threads, workers, capacity: batch })
     }
 
@@ -195,7 +193,7 @@ impl<F: Float> Executor<F> {
         self.threads.install(|| {
             job.fork(0, workers, output, size, None, &|index, worker, rows, _| {
                 let first = job.share(index).start;
-                job.run(index, &mut worker.arena, &mut [], |cpu, samples| {
+                job.run(index, worker.arena.values(), &mut [], |cpu, samples| {
                     let values = &cpu.arena[job.arena.output.range(samples.len())];
                     rows[(samples.start - first) * size..][..values.len()].copy_from_slice(values);
                 });
@@ -309,7 +307,7 @@ impl<F: Float> Executor<F> {
         let (model, arena) = (&self.model, &self.arena);
         let job = Job { model, arena, parameters, inputs, batch, workers: 1 };
         let mut stages = Vec::new();
-        job.run(0, &mut self.workers[0].arena, &mut [], |cpu, _| {
+        job.run(0, self.workers[0].arena.values(), &mut [], |cpu, _| {
             let all = job.arena.stages().count();
             for (i, slot) in job.arena.stages().enumerate() {
                 let rows =
@@ -354,7 +352,7 @@ impl<F: Float> Executor<F> {
                     let gradient = caller.unwrap_or(&mut worker.gradient);
                     gradient.fill(F::zero());
                     let mut loss = 0.0;
-                    job.run(index, &mut worker.arena, gradient, |cpu, samples| {
+                    job.run(index, worker.arena.values(), gradient, |cpu, samples| {
                         let (from, count) = (samples.start - first, samples.len());
                         loss += seed(job.arena, &training, cpu, samples.clone());
                         job.model.backward(job.arena, &training, count, size > 0, cpu);

@@ -13,7 +13,7 @@
 //! Policies but [`Units`](super::Tokenization::Units): the G.pt code,
 //! `build_splits`.
 
-use super::config::{Conditioning, ConfigError, ModelConfig, Tokenization};
+use super::config::{ConfigError, ModelConfig, Tokenization};
 use crate::layout::Layout;
 
 /// Tokens that share an encoder.
@@ -84,7 +84,7 @@ impl Tokens {
             });
         };
         let tokens = match config.tokenization {
-            Tokenization::Units => units(layout, input_len, config.conditioning)?,
+            Tokenization::Units => units(layout, input_len)?,
             policy => reference(policy, layout, scalars, embedding, input_len),
         };
         Ok(tokens)
@@ -162,11 +162,7 @@ fn pieces(parts: &[usize], length: usize) -> impl Iterator<Item = std::ops::Rang
 /// the unit; one for every tensor that is attached to none; one for all scalars.
 ///
 /// A tensor between two groups belongs to the group that produces it.
-fn units(
-    layout: &Layout,
-    input_len: usize,
-    conditioning: Conditioning,
-) -> Result<Tokens, ConfigError> {
+fn units(layout: &Layout, input_len: usize) -> Result<Tokens, ConfigError> {
     if layout.groups().is_empty() {
         return Err(ConfigError::NoUnitGroups);
     }
@@ -199,26 +195,20 @@ fn units(
     }
     groups.retain(|group| !group[0].is_empty());
 
-    let scalars: Vec<u32> = (2 * parameters..input_len as u32).collect();
     let mut tokens =
         Tokens { inputs: Vec::new(), outputs: Vec::new(), positions: Vec::new(), input_len };
     for class in groups.into_iter().chain(others) {
         let position = tokens.inputs.len() as u32;
         tokens.positions.extend(std::iter::repeat_n(position, class.len()));
         let values = class[0].len();
-        let shared = match conditioning {
-            Conditioning::OwnTokens => &[],
-            Conditioning::EveryToken => &scalars[..],
+        let both = |token: &Vec<u32>| {
+            token.iter().copied().chain(token.iter().map(|i| i + parameters)).collect::<Vec<_>>()
         };
-        let read = |token: &Vec<u32>| {
-            let start = token.iter().map(|i| i + parameters);
-            token.iter().copied().chain(start).chain(shared.iter().copied()).collect::<Vec<_>>()
-        };
-        let table = class.iter().flat_map(read).collect();
-        let values_read = 2 * values + shared.len();
-        tokens.inputs.push(InputClass { values: values_read, table, bias: false });
+        let table = class.iter().flat_map(both).collect();
+        tokens.inputs.push(InputClass { values: 2 * values, table, bias: false });
         tokens.outputs.push(OutputClass { values, table: class.concat() });
     }
+    let scalars: Vec<u32> = (2 * parameters..input_len as u32).collect();
     tokens.positions.push(tokens.inputs.len() as u32);
     tokens.inputs.push(InputClass { values: scalars.len(), table: scalars, bias: true });
     Ok(tokens)

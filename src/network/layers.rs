@@ -137,3 +137,13 @@ tuple!(A "0", B "1", C "2");
 tuple!(A "0", B "1", C "2", D "3");
 tuple!(A "0", B "1", C "2", D "3", F "4");
 tuple!(A "0", B "1", C "2", D "3", F "4", G "5");
+
+impl<L: Layer, const N: usize> Layer for modules::Repeated<L, N> {
+    const PARAMETERS: usize = N * L::PARAMETERS;
+
+    fn describe(layout: &mut LayoutBuilder) {
+        for index in 0..N {
+            layout.scope(&index.to_string(), L::describe);
+        }
+    }
+}

@@ -567,7 +567,7 @@ mod tests {
         let (mut adapter, mut theirs) = (adapter(&a), theirs(&b));
         for _ in 0..30 {
             let gradients = |model: &Built<Mlp, f32, Cpu>| {
-                mse_loss(model.forward(x.clone().traced(model.alloc_grads())), y.clone()).backward()
+                mse_loss(model.forward(x.trace(model.alloc_grads())), y.clone()).backward()
             };
             let (for_a, for_b) = (gradients(&a), gradients(&b));
             adapter.try_update(&mut a, Some(&for_a)).unwrap();

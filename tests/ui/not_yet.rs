@@ -10,7 +10,6 @@ struct Blocks {
     skip: Residual<Linear<3, 3>>,
     other_skip: dfdx::nn::builders::GeneralizedResidual<ReLU, Linear<3, 3>>,
     split: (ReLU, SplitInto<(ReLU, Tanh)>),
-    again: Repeated<Linear<3, 3>, 4>,
     attention: MultiHeadAttention<8, 2>,
     global: MaxPoolGlobal,
 }

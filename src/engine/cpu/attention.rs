@@ -325,11 +325,11 @@ fn tile<F: Float, S: Simd, const M: usize, const N: usize>(
     let mut sums = [[[F::zero(); LANES]; N]; M];
     for p in 0..k {
         let b = &b[p * columns + column..][..N];
-        for i in 0..M {
+        for (i, sums) in sums.iter_mut().enumerate() {
             let a = a.values[(row + i) * a.row + p * a.column];
             for j in 0..N {
                 for l in 0..LANES {
-                    sums[i][j][l] = a.fused::<S>(b[j][l], sums[i][j][l]);
+                    sums[j][l] = a.fused::<S>(b[j][l], sums[j][l]);
                 }
             }
         }

@@ -22,13 +22,14 @@ impl<F: Float> WithSimd for Gelu<'_, F> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        add_bias(self.bias, self.width, self.y);
-        let (lanes, rest) = self.y.as_chunks_mut::<LANES>();
-        for y in lanes {
-            *y = gelu::<F, S, LANES>(*y).0;
-        }
-        for y in rest {
-            *y = gelu::<F, S, 1>([*y]).0[0];
+        for y in self.y.chunks_exact_mut(self.width) {
+            let (y, y_rest) = y.as_chunks_mut::<LANES>();
+            for (i, y) in y.iter_mut().enumerate() {
+                *y = gelu::<F, S, LANES>(add(*y, self.bias, i)).0;
+            }
+            for (i, y) in y_rest.iter_mut().enumerate() {
+                *y = gelu::<F, S, 1>(add([*y], self.bias, rest_start(self.width) + i)).0[0];
+            }
         }
     }
 }
@@ -46,15 +47,18 @@ impl<F: Float> WithSimd for GeluWithSlope<'_, F> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        add_bias(self.bias, self.width, self.y);
-        let (lanes, rest) = self.y.as_chunks_mut::<LANES>();
-        let (slope_lanes, slope_rest) = self.slope.as_chunks_mut::<LANES>();
-        for (y, slope) in lanes.iter_mut().zip(slope_lanes) {
-            (*y, *slope) = gelu::<F, S, LANES>(*y);
-        }
-        for (y, slope) in rest.iter_mut().zip(slope_rest) {
-            let ([value], [derivative]) = gelu::<F, S, 1>([*y]);
-            (*y, *slope) = (value, derivative);
+        let width = self.width;
+        let rows = self.y.chunks_exact_mut(width).zip(self.slope.chunks_exact_mut(width));
+        for (y, slope) in rows {
+            let (y, y_rest) = y.as_chunks_mut::<LANES>();
+            let (slope, slope_rest) = slope.as_chunks_mut::<LANES>();
+            for (i, (y, slope)) in y.iter_mut().zip(slope).enumerate() {
+                (*y, *slope) = gelu::<F, S, LANES>(add(*y, self.bias, i));
+            }
+            for (i, (y, slope)) in y_rest.iter_mut().zip(slope_rest).enumerate() {
+                let u = add([*y], self.bias, rest_start(width) + i);
+                ([*y], [*slope]) = gelu::<F, S, 1>(u);
+            }
         }
     }
 }
@@ -76,15 +80,22 @@ impl<F: Float> WithSimd for Scale<'_, F> {
     }
 }
 
+/// Adds the `i`-th `N` values of the bias.
 #[inline(always)]
-fn add_bias<F: Float>(bias: Option<&[F]>, width: usize, y: &mut [F]) {
+fn add<F: Float, const N: usize>(mut u: [F; N], bias: Option<&[F]>, i: usize) -> [F; N] {
     if let Some(bias) = bias {
-        for row in y.chunks_exact_mut(width) {
-            for (y, &bias) in row.iter_mut().zip(bias) {
-                *y += bias;
-            }
+        let bias = &bias.as_chunks::<N>().0[i];
+        for l in 0..N {
+            u[l] += bias[l];
         }
     }
+    u
+}
+
+/// Where a row's values begin that fill no lanes.
+#[inline(always)]
+fn rest_start(width: usize) -> usize {
+    width / LANES * LANES
 }
 
 #[inline(always)]

@@ -23,7 +23,7 @@ pub(crate) use optimizer::{AdamStep, SumOfSquares};
 use std::ops::Range;
 
 use self::matmul::{multiply, Matrix};
-use super::{AttentionShape, Float, LayerNorm, Linear, Ops, Slot, Write};
+use super::{AttentionShape, EngineError, Float, LayerNorm, Linear, Ops, Slot, Write};
 
 /// Values that a lane loop treats at once: one AVX-512 register of `f32`.
 pub(crate) const LANES: usize = 16;
@@ -31,6 +31,32 @@ pub(crate) const LANES: usize = 16;
 /// `length` rounded up to whole lanes.
 pub(crate) fn padded(length: usize) -> usize {
     length.next_multiple_of(LANES)
+}
+
+/// Zeros that begin on a cache line: vector loads that cross lines are slow.
+#[derive(Debug)]
+pub(crate) struct AlignedBuffer<F> {
+    values: Vec<F>,
+    start: usize,
+    len: usize,
+}
+
+impl<F: Float> AlignedBuffer<F> {
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn new(len: usize) -> Result<Self, EngineError> {
+        let mut values = Vec::new();
+        let total = len.saturating_add(LANES);
+        values.try_reserve_exact(total).map_err(|_| EngineError::Memory { values: len })?;
+        values.resize(total, F::zero());
+        // The buffer never grows, so its values stay where they are.
+        let start = values.as_ptr().align_offset(64).min(LANES);
+        Ok(Self { values, start, len })
+    }
+
+    pub fn values(&mut self) -> &mut [F] {
+        &mut self.values[self.start..][..self.len]
+    }
 }
 
 /// Adds up lanes in a fixed order.
@@ -133,12 +159,17 @@ impl<F: Float> Ops for Cpu<'_, F> {
     }
 
     fn linear_add(&mut self, rows: usize, layer: &Linear, x: Slot, residual: Slot, y: Slot) {
-        if residual != y {
-            self.arena.copy_within(residual.range(rows), y.offset);
-        }
-        if let Some(bias) = layer.bias {
-            let bias = &self.parameters[bias..bias + layer.outputs];
-            simd(columns::AddRow { row: bias, matrix: &mut self.arena[y.range(rows)] });
+        let row = layer.bias.map(|bias| &self.parameters[bias..bias + layer.outputs]);
+        match (row, residual == y) {
+            (None, true) => {}
+            (None, false) => self.arena.copy_within(residual.range(rows), y.offset),
+            (Some(row), true) => {
+                simd(columns::AddRow { row, matrix: &mut self.arena[y.range(rows)] });
+            }
+            (Some(row), false) => {
+                let [from, matrix] = disjoint(self.arena, [residual.range(rows), y.range(rows)]);
+                simd(columns::SetToSum { row, from, matrix });
+            }
         }
         self.product(rows, layer, x, y, Write::Add);
     }
@@ -231,6 +262,17 @@ impl<F: Float> Ops for Cpu<'_, F> {
             let sum = &mut self.gradient[offset + position as usize * width..][..width];
             simd(columns::AddColumnSums { matrix, sum });
         }
+    }
+
+    fn add_to_tokens(&mut self, tokens: usize, samples: usize, from: Slot, x: Slot) {
+        let [row, matrix] = self.slots([from.range(samples), x.range(tokens * samples)]);
+        simd(columns::AddRow { row, matrix });
+    }
+
+    fn sum_tokens(&mut self, tokens: usize, samples: usize, x: Slot, to: Slot) {
+        let [matrix, sum] = self.slots([x.range(tokens * samples), to.range(samples)]);
+        sum.fill(F::zero());
+        simd(columns::AddColumnSums { matrix, sum });
     }
 
     fn attention(

@@ -1,7 +1,7 @@
 //! Where the activations of a pass lie.
 
 use super::Transformer;
-use crate::engine::cpu::attention_scratch_len;
+use crate::engine::cpu::{attention_scratch_len, padded};
 use crate::engine::{AttentionShape, Linear, Slot};
 
 /// Activations of one pass over at most `samples` samples.
@@ -19,6 +19,8 @@ pub(crate) struct Arena {
     /// `[N, P]`; the gradient of the output in the backward pass.
     pub output: Slot,
     pub(super) encoders: Vec<Layers>,
+    /// What the scalars add to every token, `[N, D]`, and then its gradient.
+    pub(super) conditioning: Slot,
     /// Encoded tokens `[T N, D]`.
     pub(super) encoded: Slot,
     pub(super) stats_in: Slot,
@@ -118,6 +120,7 @@ impl Arena {
         let encoders = encoders
             .map(|(class, chain)| layers(&mut space, class.tokens() * samples, class.values, chain))
             .collect();
+        let conditioning = space.take(samples, width);
         let encoded = space.take(total, width);
         let stats_in = space.take(total, 2);
         let stream = space.take(total, width);
@@ -132,7 +135,7 @@ impl Arena {
                     qkv: space.take(total, 3 * width),
                     probabilities: space.take(
                         samples,
-                        config.heads * tokens.len() * crate::engine::cpu::padded(tokens.len()),
+                        (config.heads * tokens.len()).saturating_mul(padded(tokens.len())),
                     ),
                     attended: space.take(total, width),
                     middle: if training { space.take(total, width) } else { stream },
@@ -172,6 +175,7 @@ impl Arena {
             input,
             output,
             encoders,
+            conditioning,
             encoded,
             stats_in,
             stream,
@@ -204,7 +208,9 @@ struct Space {
 impl Space {
     fn take(&mut self, rows: usize, width: usize) -> Slot {
         let slot = Slot { offset: self.end, width };
-        self.end += (rows * width).next_multiple_of(16);
+        // What overflows cannot be allocated either: the executor says so.
+        let size = rows.saturating_mul(width).checked_next_multiple_of(16);
+        self.end = self.end.saturating_add(size.unwrap_or(usize::MAX));
         slot
     }
 

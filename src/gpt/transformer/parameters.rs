@@ -1,7 +1,7 @@
 //! Which parameters a transformer has, and where they lie.
 
 use crate::engine::{LayerNorm, Linear};
-use crate::gpt::config::{ConfigError, ModelConfig};
+use crate::gpt::config::{Conditioning, ConfigError, ModelConfig};
 use crate::gpt::tokens::Tokens;
 
 /// One trainable tensor of a transformer in the flat vector of all of them.
@@ -45,6 +45,8 @@ pub(super) enum Initial {
 pub(super) struct Places {
     /// For each input class, the layers of its encoder.
     pub encoders: Vec<Vec<Linear>>,
+    /// Projection of the scalars that is added to every token.
+    pub conditioning: Option<Linear>,
     pub positions: usize,
     pub norm_in: LayerNorm,
     pub blocks: Vec<BlockPlaces>,
@@ -91,6 +93,10 @@ pub(super) fn place(
                 .collect()
         })
         .collect();
+    let scalars = tokens.inputs.last().filter(|_| config.conditioning == Conditioning::EveryToken);
+    let conditioning = scalars.map(|class| {
+        list.linear("decoder.conditioning", class.values, width, true, Initial::Normal)
+    });
     let norm_in = list.norm("decoder.ln_in", width);
     let norm_out = list.norm("decoder.ln_f", width);
     let decoders = tokens
@@ -111,7 +117,7 @@ pub(super) fn place(
                 .collect()
         })
         .collect();
-    let places = Places { encoders, positions, norm_in, blocks, norm_out, decoders };
+    let places = Places { encoders, conditioning, positions, norm_in, blocks, norm_out, decoders };
     // Far above any machine's memory, and far below where offsets overflow.
     let most = 1usize << 40;
     let fits = list.end.is_some_and(|end| end <= most);

@@ -22,6 +22,10 @@ impl Transformer {
         }
         ops.layer_norm(total, &places.norm_in, arena.encoded, arena.stream, arena.stats_in);
         ops.add_positions(&tokens.positions, samples, places.positions, arena.stream);
+        if let (Some(layer), Some(scalars)) = (&places.conditioning, arena.encoders.last()) {
+            ops.linear(samples, layer, scalars.values, arena.conditioning);
+            ops.add_to_tokens(tokens.len(), samples, arena.conditioning, arena.stream);
+        }
 
         let mut stream = arena.stream;
         for (i, (block, slots)) in places.blocks.iter().zip(&arena.blocks).enumerate() {
@@ -66,7 +70,7 @@ impl Transformer {
     /// Gradients of the parameters after [`forward`](Self::forward), from the
     /// gradient of the output in `arena.output`. With `inputs`, also the
     /// gradient of the input, but for the way from start to output that does not
-    /// pass through tokens.
+    /// pass through tokens, and for scalars that are added to every token.
     pub(crate) fn backward(
         &self,
         arena: &Arena,
@@ -126,6 +130,11 @@ impl Transformer {
             ops.layer_norm_backward(total, norm, start, stats, branch, stream, Write::Add);
         }
 
+        if let (Some(layer), Some(scalars)) = (&places.conditioning, arena.encoders.last()) {
+            ops.sum_tokens(tokens.len(), samples, stream, arena.conditioning);
+            // Scalars are not what a gradient of the input is asked for.
+            ops.linear_backward(samples, layer, scalars.values, arena.conditioning, None);
+        }
         ops.positions_backward(&tokens.positions, samples, places.positions, stream);
         let (norm, stats) = (&places.norm_in, arena.stats_in);
         ops.layer_norm_backward(total, norm, arena.encoded, stats, stream, branch, Write::Set);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rand::{Rng, SeedableRng};
 
 use super::*;
-use crate::gpt::{Executor, Inputs, Target, Tokenization};
+use crate::gpt::{Conditioning, Executor, Inputs, Target, Tokenization};
 use crate::layout::LayoutBuilder;
 use crate::symmetry::{gather, Symmetry};
 
@@ -102,7 +102,10 @@ fn gradients_match_central_differences() {
     for tokenization in TOKENIZATIONS {
         for absolute_conditioning in [false, true] {
             let layout = mlp(&[3, 4, 2]);
-            let config = ModelConfig { absolute_conditioning, ..config(tokenization) };
+            let mut config = ModelConfig { absolute_conditioning, ..config(tokenization) };
+            if !absolute_conditioning {
+                config.conditioning = Conditioning::OwnTokens;
+            }
             let model = Arc::new(Transformer::new(config, &layout).unwrap());
             let size = layout.num_parameters();
             let batch = Batch::<f64>::random(3, size, 1);
