@@ -1,6 +1,6 @@
 //! The G.pt that a command works with: bundled or from a file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use lopt::eval::alignment::Request;
@@ -65,14 +65,9 @@ impl OptimizerArguments {
     pub fn load(&self, task: &str, seed: u64, terminal: &Terminal) -> Result<Loaded, Failure> {
         let task = by_name(task)?;
         let (weights, origin) = match &self.weights {
-            Some(path) => {
-                let weights = Weights::load(path)
-                    .map_err(|e| Named(format!("cannot use the weights {}", path.display()), e))?;
-                (weights, path.display().to_string())
-            }
+            Some(path) => (load_weights(path, task.as_ref())?, path.display().to_string()),
             None => (Pretrained::Digits.weights()?, "bundled with lopt".to_owned()),
         };
-        task.layout()?.check_matches(&weights.header.layout)?;
         let mut sampler = weights.header.sampler;
         if let Some(rule) = self.sampler {
             sampler.kind = rule.kind();
@@ -128,6 +123,14 @@ impl Loaded {
         .map(|(name, value)| (name.to_owned(), value))
         .to_vec()
     }
+}
+
+/// Reads weights and checks that they are for a task.
+pub fn load_weights(path: &Path, task: &dyn Task) -> Result<Weights, Failure> {
+    let name = || format!("cannot use the weights {}", path.display());
+    let weights = Weights::load(path).map_err(|e| Named(name(), e))?;
+    task.layout()?.check_matches(&weights.header.layout).map_err(|e| Named(name(), e))?;
+    Ok(weights)
 }
 
 /// An error with a line before it.

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use lopt::checkpoints::{Precision, Progress, RecordOptions};
-use lopt::tasks::{by_name, open_store, record, RecordingConfig, Schedule, TrainingConfig};
+use lopt::gpt::{Gpt, GptConfig};
+use lopt::tasks::{by_name, open_store, record, RecordingConfig, Schedule, Starts, TrainingConfig};
 
+use super::optimizer::load_weights;
 use super::output::{print, print_json, Failure};
 use super::terminal::Terminal;
 
@@ -21,7 +23,11 @@ use super::terminal::Terminal;
 Examples:
   lopt record digits --out runs/digits
   lopt record digits --out runs/small --runs 500 --precision f16
-  lopt inspect runs/digits")]
+  lopt inspect runs/digits
+
+For updates in a row, record some runs from samples of a first G.pt:
+  lopt train digits --store runs/digits --out first.safetensors --steps 1000
+  lopt record digits --out runs/digits --runs 6000 --start-from first.safetensors --from-run 5000")]
 pub struct Arguments {
     /// Task to record
     #[arg(value_parser = super::task_names())]
@@ -38,6 +44,23 @@ pub struct Arguments {
     /// Seed of the runs
     #[arg(long, default_value_t = 0, value_parser = super::seeds())]
     seed: u64,
+    /// Weights of an earlier G.pt whose samples later runs start at, so that it
+    /// learns to update what it has made itself
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "from_run",
+        help_heading = "Runs that start at samples"
+    )]
+    start_from: Option<PathBuf>,
+    /// First run that starts at a sample; those before it start at random initialisations
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "start_from",
+        help_heading = "Runs that start at samples"
+    )]
+    from_run: Option<u64>,
     /// Steps of each training
     #[arg(long, value_name = "N", help_heading = "Training of each network")]
     steps: Option<usize>,
@@ -107,6 +130,15 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
         Width::F16 => Precision::F16,
     };
     let store = open_store(task.as_ref(), &arguments.out, &config, precision)?;
+    let starts = match (&arguments.start_from, arguments.from_run) {
+        (Some(path), Some(first)) => {
+            let weights = load_weights(path, task.as_ref())?;
+            let settings = GptConfig { threads: terminal.threads, ..GptConfig::default() };
+            let mut gpt = Gpt::new(weights, settings)?;
+            Starts::sample(task.as_ref(), &mut gpt, config.seed, first..config.runs)?
+        }
+        _ => Starts::default(),
+    };
     let bar = terminal.bar("recording runs", config.runs);
     let progress = |progress: &Progress| {
         if bar.position() == 0 && progress.skipped > 0 {
@@ -120,7 +152,7 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
         cancel: Some(terminal.stop().clone()),
         progress: Some(&progress),
     };
-    let report = record(task.as_ref(), &store, &config, &options)?;
+    let report = record(task.as_ref(), &store, &config, &starts, &options)?;
     bar.finish_and_clear();
     if report.cancelled {
         let done = report.progress.done();

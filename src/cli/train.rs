@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use lopt::checkpoints::{Dataset, DatasetConfig, Store};
-use lopt::gpt::{ModelConfig, Precision, SamplerConfig, Tokenization, Trainer, TrainerConfig};
+use lopt::gpt::{
+    Conditioning, ModelConfig, Precision, SamplerConfig, Tokenization, Trainer, TrainerConfig,
+};
 use lopt::metric::{Metric, MetricKind, Split};
 use serde::de::DeserializeOwned;
 use serde::Serialize;
@@ -165,6 +167,9 @@ impl Arguments {
         let mut model: ModelConfig = merged(&ModelConfig::default(), &file["model"])?;
         let mut trainer: TrainerConfig = merged(&TrainerConfig::default(), &file["trainer"])?;
         set(&mut model.tokenization, self.tokenization());
+        if model.tokenization != Tokenization::Units {
+            model.conditioning = Conditioning::OwnTokens;
+        }
         set(&mut model.width, self.width);
         set(&mut model.blocks, self.blocks);
         set(&mut model.heads, self.heads);

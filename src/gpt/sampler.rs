@@ -46,15 +46,15 @@ pub enum SamplerKind {
 #[serde(rename_all = "snake_case")]
 pub enum Spacing {
     /// Equal intervals counted down from the noisiest step: the last steps are
-    /// not spent where nearly all noise is gone. The default: of the three, it
-    /// is nearest to the true distribution where steps are few.
+    /// not spent where nearly all noise is gone. Of the three it is
+    /// nearest to the true distribution where steps are few and the prediction exact.
     ///
     /// # Source
     /// Lin et al. 2023, arXiv:2305.08891, table 2, *trailing*.
-    #[default]
     Trailing,
     /// From the noisiest to the cleanest step, both included: the reference's
     /// `"N"`, and what a single step cannot be (it then takes the noisiest).
+    #[default]
     Linspace,
     /// Every step `0, s, 2s, ..`: the reference's `"ddimN"`. Does not start at
     /// the noisiest step.
@@ -72,12 +72,13 @@ pub enum Spacing {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SamplerConfig {
-    /// Rule of a step. Default DPM-Solver++.
+    /// Rule of a step. Default DDIM with `eta` 0.
     #[serde(flatten)]
     pub kind: SamplerKind,
     /// Number of steps, which is the number of calls of the model. Default 10.
     pub steps: usize,
-    /// Which diffusion steps are taken. Default [`Spacing::Trailing`].
+    /// Which diffusion steps are taken. Default [`Spacing::Linspace`]: the last
+    /// step, at timestep 0, is what brings a network from a blurred to a sharp one.
     #[serde(default)]
     pub spacing: Spacing,
     /// Limits that each prediction of `x_0` is clipped to, in normalised
@@ -92,9 +93,9 @@ pub struct SamplerConfig {
 impl Default for SamplerConfig {
     fn default() -> Self {
         Self {
-            kind: SamplerKind::DpmSolverPlusPlus,
+            kind: SamplerKind::Ddim { eta: 0.0 },
             steps: 10,
-            spacing: Spacing::Trailing,
+            spacing: Spacing::Linspace,
             clip: None,
         }
     }

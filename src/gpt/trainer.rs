@@ -86,7 +86,7 @@ pub struct TrainerConfig {
     pub weight_decay: f64,
     /// Highest global norm of the gradient; `None` does not clip. Default 1.
     pub gradient_clip: Option<f64>,
-    /// Decay of the moving average of the parameters. Default 0.999.
+    /// Decay of the moving average of the parameters. Default 0.9995.
     ///
     /// Differs from the reference (0.9999 from the first step): the decay of
     /// step `s` is at most `(1 + s) / (10 + s)`, so that short trainings do not
@@ -117,7 +117,7 @@ impl Default for TrainerConfig {
             warmup: 200,
             weight_decay: 0.1,
             gradient_clip: Some(1.0),
-            ema_decay: 0.999,
+            ema_decay: 0.9995,
             from_start: 0.4,
             by_metric: 0.5,
             seed: 0,

@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::classifier::{Images, Score};
 use super::training::{adam_config, dfdx_error, sgd_config, train_classifier, Algorithm};
-use super::{RecordingConfig, Task, TaskError, TrainingConfig};
+use super::{RecordingConfig, Schedule, Task, TaskError, TrainingConfig};
 use crate::layout::Layout;
 use crate::metric::{MetricKind, Split};
 use crate::network::{flatten, unflatten, Built, Network};
@@ -168,7 +168,14 @@ impl Task for Digits {
     }
 
     fn recording(&self) -> RecordingConfig {
-        RecordingConfig::default()
+        let training = TrainingConfig {
+            learning_rate: 0.1,
+            schedule: Schedule::Cosine,
+            weight_decay: 5e-3,
+            batch_size: 256,
+            ..TrainingConfig::default()
+        };
+        RecordingConfig { training, ..RecordingConfig::default() }
     }
 
     fn train(

@@ -16,12 +16,14 @@ pub mod digits;
 pub mod file;
 pub mod recording;
 pub mod seeds;
+pub mod starts;
 pub mod training;
 
 pub use digits::{Digits, DigitsMlp};
 pub use file::{load_network, save_network, NetworkFileError};
 pub use recording::{open_store, record, RecordingConfig, RecordingError};
 pub use seeds::{SeedError, Seeds};
+pub use starts::Starts;
 pub use training::{Algorithm, Schedule, TrainingConfig};
 
 /// Why a task could not be set up, scored or trained.

@@ -6,11 +6,12 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::training::{Schedule, TrainingConfig};
-use super::{metrics, SeedError, Seeds, Task, TaskError};
+use super::{metrics, SeedError, Seeds, Starts, Task, TaskError};
 use crate::checkpoints::{
     record_runs, Metadata, Precision, RecordOptions, RecordReport, Run, RunInfo, Store, StoreError,
 };
 use crate::metric::Split;
+use crate::optimizer::UpdateError;
 
 /// Why a task could not be recorded.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +26,9 @@ pub enum RecordingError {
     /// A seed or the number of a run is too large.
     #[error(transparent)]
     Seed(#[from] SeedError),
+    /// A network to start at could not be sampled.
+    #[error("a network to start at could not be sampled")]
+    Start(#[from] UpdateError),
     /// The store holds runs that were recorded in another way.
     #[error(
         "the store was recorded with {found}, expected {expected}: choose another folder, or the \
@@ -156,6 +160,8 @@ pub fn open_store(
 
 /// Records the runs of a task that the store does not have yet.
 ///
+/// Runs begin at a fresh initialisation, or at that of `starts`.
+///
 /// # Errors
 /// If the settings are unusable or the store cannot be written to. Errors of
 /// single runs are in the report.
@@ -163,24 +169,33 @@ pub fn record(
     task: &dyn Task,
     store: &Store,
     config: &RecordingConfig,
+    starts: &Starts,
     options: &RecordOptions,
 ) -> Result<RecordReport<RecordingError>, RecordingError> {
     config.validate()?;
     let seeds = Seeds::recording(config.seed)?;
     let infos = (0..config.runs)
-        .map(|id| Ok(RunInfo::new(id, seeds.run(id)?)))
+        .map(|id| {
+            let start = if starts.get(id).is_some() { "sample" } else { "initialisation" };
+            let hyperparameters = serde_json::json!({ "start": start });
+            Ok(RunInfo { hyperparameters, ..RunInfo::new(id, seeds.run(id)?) })
+        })
         .collect::<Result<Vec<_>, SeedError>>()?;
-    Ok(record_runs(store, infos, options, |run| record_run(task, config, run))?)
+    Ok(record_runs(store, infos, options, |run| record_run(task, config, starts, run))?)
 }
 
 /// Trains one network and records it. Everything follows from the run's seed.
 fn record_run(
     task: &dyn Task,
     config: &RecordingConfig,
+    starts: &Starts,
     run: &mut Run,
 ) -> Result<(), RecordingError> {
     let seed = run.info().seed;
-    let start = task.initial(seed)?;
+    let start = match starts.get(run.info().id) {
+        Some(start) => start.to_vec(),
+        None => task.initial(seed)?,
+    };
     let mut result = Ok(());
     let save = |run: &mut Run, step: usize, parameters: &[f32]| {
         let mut values = Vec::new();
