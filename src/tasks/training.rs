@@ -168,8 +168,7 @@ fn weight_decay(config: &TrainingConfig) -> Option<WeightDecay> {
 }
 
 /// Sees a model at a step, and may end the training.
-pub(super) type Observe<'a, M> =
-    dyn FnMut(usize, &M) -> Result<ControlFlow<()>, TaskError> + 'a;
+pub(super) type Observe<'a, M> = dyn FnMut(usize, &M) -> Result<ControlFlow<()>, TaskError> + 'a;
 
 /// Trains a classifier of `I` inputs and `C` classes with cross entropy.
 ///
