@@ -55,7 +55,7 @@ pub struct RecordingConfig {
     /// Checkpoint `i` of `n` is taken at step `steps * (i / (n - 1)) ^ spacing`: above 1
     /// they are dense at the start, where the loss still moves. Default 2.
     pub spacing: f64,
-    /// The user's seed, below 2^31; see [`Seeds`](super::Seeds). Default 0.
+    /// The user's seed, below 2^31; see [`Seeds`]. Default 0.
     pub seed: u64,
 }
 
