@@ -1,4 +1,4 @@
-//! Learned optimizers for dfdx.
+#![doc = include_str!("../README.md")]
 
 extern crate self as lopt;
 

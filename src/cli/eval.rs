@@ -39,6 +39,9 @@ pub struct Arguments {
     /// Unseen random initialisations
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     networks: u32,
+    /// Judge on the initialisations of recorded runs, to see what was merely learned by heart
+    #[arg(long)]
+    seen: bool,
     /// Prompts for each of them
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(2..))]
     prompts: u32,
@@ -57,6 +60,7 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
     let mut loaded = arguments.optimizer.load(&arguments.task, arguments.seed, terminal)?;
     let config = EvaluationConfig {
         networks: arguments.networks as usize,
+        seen: arguments.seen,
         prompts: arguments.prompts as usize,
         updates: UpdateConfig {
             recursive: arguments.recursive as usize,

@@ -6,7 +6,7 @@ use super::baselines::{baselines, Goal};
 use super::updates::{updates, Subject, UpdateConfig, Updates};
 use super::{Baseline, BaselineConfig, EvalError, Monitor, Networks};
 use crate::metric::{Metric, Split};
-use crate::tasks::Task;
+use crate::tasks::{Seeds, Task};
 
 /// What is compared.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -88,7 +88,7 @@ pub fn compare(
     monitor: &dyn Monitor,
 ) -> Result<Comparison, EvalError> {
     config.baselines.validate()?;
-    let networks = Networks::fresh(task, config.seed, config.networks)?;
+    let networks = Networks::fresh(task, Seeds::evaluation(config.seed)?, config.networks)?;
     monitor.stage(&format!("updates of {} networks", networks.len()), 1);
     let updates = updates(task, subject, &networks, &config.updates)?;
     monitor.advance();

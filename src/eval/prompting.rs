@@ -7,13 +7,16 @@ use super::scores::condition;
 use super::updates::{updates, Subject, UpdateConfig, Updates};
 use super::{EvalError, Monitor, Networks};
 use crate::metric::Metric;
-use crate::tasks::Task;
+use crate::tasks::{Seeds, Task};
 
 /// What is evaluated.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvaluationConfig {
-    /// Unseen networks. Default 64.
+    /// Networks. Default 64.
     pub networks: usize,
+    /// Whether they are the initialisations of the first recorded runs, which
+    /// the optimizer has seen, instead of unseen ones. Default false.
+    pub seen: bool,
     /// Prompts for each. Default 20.
     pub prompts: usize,
     /// The worst prompt is the network's own metric times this. Default 0.9.
@@ -28,6 +31,7 @@ impl Default for EvaluationConfig {
     fn default() -> Self {
         Self {
             networks: 64,
+            seen: false,
             prompts: 20,
             start_coefficient: 0.9,
             updates: UpdateConfig::default(),
@@ -41,7 +45,7 @@ impl Default for EvaluationConfig {
 pub struct Evaluation {
     /// Name of the task.
     pub task: String,
-    /// Number of unseen networks.
+    /// Number of networks.
     pub networks: usize,
     /// Mean over networks of R² between prompted and observed metric.
     pub prompt_alignment: f64,
@@ -58,7 +62,7 @@ pub struct Evaluation {
     pub config: EvaluationConfig,
 }
 
-/// Prompts unseen networks over the whole range of the metric, once each.
+/// Prompts networks over the whole range of the metric, once each.
 ///
 /// # Errors
 /// If a setting is unusable, the task or the optimizer fails, or `monitor` ends it.
@@ -77,7 +81,11 @@ pub fn evaluate(
     let valid = coefficient > 0.0 && coefficient.is_finite();
     EvalError::check(valid, "start_coefficient", coefficient, expected)?;
     monitor.stage("updates", 2);
-    let networks = Networks::fresh(task, config.seed, config.networks)?;
+    let seeds = match config.seen {
+        true => Seeds::recording(config.seed)?,
+        false => Seeds::evaluation(config.seed)?,
+    };
+    let networks = Networks::fresh(task, seeds, config.networks)?;
     let updates = updates(task, subject, &networks, &config.updates)?;
     monitor.advance();
     if monitor.cancelled() {

@@ -104,7 +104,7 @@ pub(super) fn condition(task: &dyn Task, networks: &[f32]) -> Result<Vec<f64>, E
     Ok(measure(task, networks, metric.split)?.into_iter().map(|row| row[index]).collect())
 }
 
-/// Freshly initialised networks that no recording holds.
+/// Freshly initialised networks to judge an optimizer on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Networks {
     /// Seed of each; it decides the initialisation and, when it is trained, the
@@ -115,13 +115,12 @@ pub struct Networks {
 }
 
 impl Networks {
-    /// The first `count` networks of a user's seed.
+    /// The first `count` networks of these seeds.
     ///
     /// # Errors
-    /// If `count` is 0, `seed` is too large, or a network cannot be built.
-    pub fn fresh(task: &dyn Task, seed: u64, count: usize) -> Result<Self, EvalError> {
+    /// If `count` is 0, or a network cannot be built.
+    pub fn fresh(task: &dyn Task, space: Seeds, count: usize) -> Result<Self, EvalError> {
         EvalError::check(count > 0, "networks", count, "at least 1")?;
-        let space = Seeds::evaluation(seed)?;
         let seeds = (0..count as u64).map(|run| space.run(run)).collect::<Result<Vec<_>, _>>()?;
         let mut parameters = Vec::new();
         for &seed in &seeds {

@@ -172,7 +172,7 @@ impl ModelConfig {
         let check = ConfigError::check;
         check(self.width > 0, "width", &self.width, &"at least 1")?;
         check(self.blocks > 0, "blocks", &self.blocks, &"at least 1")?;
-        let divides = self.heads > 0 && self.width % self.heads == 0;
+        let divides = self.heads > 0 && self.width.is_multiple_of(self.heads);
         check(divides, "heads", &self.heads, &format!("a divisor of width {}", self.width))?;
         check(self.encoder_depth > 0, "encoder_depth", &self.encoder_depth, &"at least 1")?;
         check(self.decoder_depth > 0, "decoder_depth", &self.decoder_depth, &"at least 1")?;

@@ -316,9 +316,8 @@ impl Gpt {
         let target = vec![prompt.applied; candidates];
         let samples =
             self.sample(&start.repeat(candidates), &vec![current; candidates], &target)?;
-        let mut report = UpdateReport::default();
-        report.evaluations = self.sampler.timesteps().len();
-        report.prompt = Some(prompt);
+        let evaluations = self.sampler.timesteps().len();
+        let report = UpdateReport { evaluations, prompt: Some(prompt) };
         Ok((samples, report))
     }
 
