@@ -240,13 +240,14 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         let store = open_store(&digits, at("a"), &config, Precision::F32).unwrap();
         let options = RecordOptions { threads: 1, ..RecordOptions::default() };
-        assert_eq!(record(&digits, &store, &config, &options).unwrap().progress.kept, 2);
+        let fresh = Starts::default();
+        assert_eq!(record(&digits, &store, &config, &fresh, &options).unwrap().progress.kept, 2);
         config.runs = 3;
-        let report = record(&digits, &store, &config, &options).unwrap();
+        let report = record(&digits, &store, &config, &fresh, &options).unwrap();
         assert_eq!((report.progress.skipped, report.progress.kept), (2, 1));
 
         let again = open_store(&digits, at("b"), &config, Precision::F32).unwrap();
-        record(&digits, &again, &config, &RecordOptions::default()).unwrap();
+        record(&digits, &again, &config, &fresh, &RecordOptions::default()).unwrap();
         for id in 0..3 {
             let (a, b) = (store.read_run(id).unwrap(), again.read_run(id).unwrap());
             assert_eq!(a.parameters, b.parameters);
