@@ -85,11 +85,13 @@ impl RecordingConfig {
         let setting = |field, found: String, expected: &str| {
             Err(TaskError::Setting { field, found, expected: expected.to_owned() })
         };
-        if self.runs == 0 {
-            return setting("runs", self.runs.to_string(), "at least 1");
+        // Seeds end there; see `Seeds`.
+        if self.runs == 0 || self.runs > 1 << 32 {
+            return setting("runs", self.runs.to_string(), "1 to 2^32");
         }
-        if self.saves < 2 {
-            return setting("saves", self.saves.to_string(), "at least 2");
+        // Fewer than are asked for are kept where there are not as many steps.
+        if !(2..=1 << 20).contains(&self.saves) {
+            return setting("saves", self.saves.to_string(), "2 to 2^20");
         }
         if !(self.spacing > 0.0 && self.spacing.is_finite()) {
             return setting("spacing", self.spacing.to_string(), "a positive number");
@@ -228,6 +230,21 @@ mod tests {
         assert_eq!(steps.last(), Some(&400));
         assert!(steps.windows(2).all(|w| w[0] < w[1]));
         assert!(steps[1] - steps[0] < steps[steps.len() - 1] - steps[steps.len() - 2]);
+    }
+
+    #[test]
+    fn settings_that_cannot_be_used_are_named() {
+        let good = RecordingConfig::default();
+        assert!(good.validate().is_ok());
+        for (bad, field) in [
+            (RecordingConfig { runs: 0, ..good.clone() }, "runs"),
+            (RecordingConfig { runs: u64::MAX, ..good.clone() }, "runs"),
+            (RecordingConfig { saves: 1, ..good.clone() }, "saves"),
+            (RecordingConfig { saves: usize::MAX, ..good.clone() }, "saves"),
+            (RecordingConfig { spacing: f64::NAN, ..good.clone() }, "spacing"),
+        ] {
+            assert!(bad.validate().unwrap_err().to_string().contains(field), "{field}");
+        }
     }
 
     #[test]
