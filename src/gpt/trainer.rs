@@ -133,7 +133,8 @@ impl TrainerConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         let check = ConfigError::check;
         check(self.steps > 0, "steps", &self.steps, &"at least 1")?;
-        check(self.batch > 0, "batch", &self.batch, &"at least 1")?;
+        let most = 1 << 20;
+        check((1..=most).contains(&self.batch), "batch", &self.batch, &format!("1 to {most}"))?;
         let rate = self.learning_rate;
         check(rate.is_finite() && rate > 0.0, "learning_rate", &rate, &"a positive number")?;
         let decay = self.weight_decay;
@@ -274,7 +275,7 @@ impl Batch {
             self.noise[row.clone()].fill_with(|| rng.sample(StandardNormal));
             let (clean, noise) = (&self.pairs.end[row.clone()], &self.noise[row.clone()]);
             schedule.q_sample(t, clean, noise, &mut self.noised[row]);
-            // The difference is formed in f64, as in the reference (NOTES 6).
+            // The difference is formed in f64, as in the reference when it trains.
             let (from, to) = (self.pairs.start_metric[n], self.pairs.end_metric[n]);
             self.delta[n] = (to - from) as f32;
             self.target[n] = to as f32;
@@ -485,7 +486,8 @@ impl Trainer {
         Ok(file::write(path.as_ref(), KIND, &self.header(), &entries)?)
     }
 
-    /// Goes on from a saved state, to the same result as if never interrupted.
+    /// Goes on from a saved state, to the same result as if never interrupted, if
+    /// there are as many threads.
     ///
     /// # Errors
     /// If the file is damaged or belongs to another model, configuration or
