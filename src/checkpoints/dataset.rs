@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::{Parameters, Store, StoreError};
 use crate::layout::Layout;
-use crate::metric::{Direction, Metric};
+use crate::metric::Metric;
 
 /// Which runs of a store are loaded, and what they are scored by.
 #[derive(Clone, Debug, PartialEq)]
@@ -202,6 +202,12 @@ impl Dataset {
         let metrics = &self.metrics[..end];
         let minimum = metrics.iter().copied().fold(f64::INFINITY, f64::min);
         let maximum = metrics.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let direction = self.metric.kind.direction();
+        let best = |run: &RunSpan| {
+            let metrics = self.metrics[run.checkpoints.clone()].iter().copied();
+            let better = |a, b| if direction.is_better(b, a) { b } else { a };
+            metrics.reduce(better).unwrap_or(f64::NAN)
+        };
         let initial = self.train().iter().map(|run| self.metrics[run.checkpoints.start]);
         let std = (all.squares / (all.count - 1.0)).sqrt();
         Statistics {
@@ -211,10 +217,7 @@ impl Dataset {
             parameter_max: all.maximum,
             metric_min: minimum,
             metric_max: maximum,
-            metric_best: match self.metric.kind.direction() {
-                Direction::Minimize => minimum,
-                Direction::Maximize => maximum,
-            },
+            mean_best_metric: self.train().iter().map(best).sum::<f64>() / self.num_train as f64,
             initial_metric_mean: initial.sum::<f64>() / self.num_train as f64,
         }
     }
@@ -236,8 +239,8 @@ pub struct Statistics {
     pub metric_min: f64,
     /// Largest metric of a checkpoint.
     pub metric_max: f64,
-    /// Best metric of a checkpoint.
-    pub metric_best: f64,
+    /// Best metric of a run, averaged over runs.
+    pub mean_best_metric: f64,
     /// Mean metric of the first checkpoints.
     pub initial_metric_mean: f64,
 }
@@ -368,7 +371,7 @@ mod tests {
         assert!((found.scale() - 0.538 / variance.sqrt()).abs() < 1e-12);
         assert!(found.parameter_mean.abs() < 1e-12);
         assert_eq!((found.parameter_min, found.parameter_max), (-12.0, 12.0));
-        assert_eq!((found.metric_min, found.metric_max, found.metric_best), (0.0, 12.0, 0.0));
+        assert_eq!((found.metric_min, found.metric_max, found.mean_best_metric), (0.0, 12.0, 5.0));
         assert_eq!(found.initial_metric_mean, 5.0);
     }
 }

@@ -106,7 +106,7 @@ pub struct Baseline {
 /// What the baselines have to reach.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Goal {
-    /// Mean validation metric of one update: the learning rate is chosen by it.
+    /// Mean validation metric of one update, to count steps of the grid by.
     pub validation: (Metric, f64),
     /// Mean test metric of one update: steps are counted by it.
     pub test: (Metric, f64),
@@ -115,9 +115,8 @@ pub struct Goal {
 /// Trains the networks with SGD and with Adam, each at its default rate and at
 /// the best of a grid.
 ///
-/// The best rate is the one whose mean validation metric first is that of one
-/// update, which is the choice that flatters the baseline most; if none gets
-/// there, the one that ends best.
+/// The best rate is the one whose mean validation metric is best at the end of
+/// the grid's trainings.
 ///
 /// # Errors
 /// If a setting is unusable, dfdx fails, or `monitor` ends it.
@@ -194,15 +193,12 @@ fn grid(
     Ok(points)
 }
 
-/// The rate that gets there first; failing that, the one that ends best.
+/// The rate that ends best.
 fn best_rate(grid: &[GridPoint], metric: Metric) -> Option<f64> {
     let direction = metric.kind.direction();
-    let first = grid.iter().filter(|p| p.steps_to_match.is_some()).min_by_key(|p| p.steps_to_match);
-    let best = || {
-        let finite = grid.iter().filter(|p| p.last.is_finite());
-        finite.reduce(|a, b| if direction.is_better(b.last, a.last) { b } else { a })
-    };
-    first.or_else(best).map(|p| p.rate)
+    let finite = grid.iter().filter(|p| p.last.is_finite());
+    let best = finite.reduce(|a, b| if direction.is_better(b.last, a.last) { b } else { a });
+    best.map(|p| p.rate)
 }
 
 /// Median wall-clock of a step, the time to set a training up left out.
@@ -233,11 +229,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_best_rate_gets_there_first_or_ends_best() {
+    fn the_best_rate_ends_best() {
         let point = |rate, steps_to_match, last| GridPoint { rate, steps_to_match, last };
         let choose = |grid: &[GridPoint]| best_rate(grid, Metric::VALIDATION_LOSS);
         let reached = [point(0.1, Some(9), 0.1), point(0.2, Some(5), 0.3), point(0.3, None, 0.2)];
-        assert_eq!(choose(&reached), Some(0.2));
+        assert_eq!(choose(&reached), Some(0.1));
         let never = [point(0.1, None, 0.4), point(0.2, None, f64::NAN), point(0.3, None, 0.3)];
         assert_eq!(choose(&never), Some(0.3));
         assert_eq!(choose(&[]), None);

@@ -439,10 +439,10 @@ impl Trainer {
         provenance: serde_json::Value,
     ) -> Weights {
         let metric = self.dataset.metric();
-        let (low, high) = (self.statistics.metric_min, self.statistics.metric_max);
-        let (best, worst) = match metric.kind.direction() {
-            Direction::Minimize => (low, high),
-            Direction::Maximize => (high, low),
+        let best = self.statistics.mean_best_metric;
+        let worst = match metric.kind.direction() {
+            Direction::Minimize => self.statistics.metric_max,
+            Direction::Maximize => self.statistics.metric_min,
         };
         Weights {
             header: WeightsHeader {

@@ -44,12 +44,16 @@ pub enum WeightsError {
     },
 }
 
-/// Values of the metric that a G.pt has seen as targets.
+/// Values of the metric that a G.pt can be asked for.
+///
+/// The best is what a training run reaches on average: the few runs that got
+/// further teach too little to be asked for, and updates in a row get worse.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PromptRange {
-    /// The best value: lowest loss or error, highest return.
+    /// The best value: the lowest loss or error, the highest return, averaged over
+    /// training runs.
     pub best: f64,
-    /// The worst value.
+    /// The worst value of any checkpoint.
     pub worst: f64,
 }
 

@@ -84,8 +84,7 @@ pub fn comparison_page(
             &format!(
                 "Mean {test} of the same {networks} random initialisations, none of which was used in \
                  training {}. Bands are two standard errors. The learning rates called best are the ones \
-                 of a grid that reach the {} of one update first. Rings mark where a curve reaches the \
-                 dashed line.",
+                 of a grid that end with the best {}. Rings mark where a curve reaches the dashed line.",
                 comparison.optimizer, comparison.metric
             ),
             &framed(&curves(comparison)?),
