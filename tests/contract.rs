@@ -412,7 +412,8 @@ impl Case for TrainedGpt {
 
     fn evaluate(model: &Classifier) -> (f64, Gradients<f32, Cpu>) {
         let dev = Cpu::seed_from_u64(100);
-        let mut points = dev.sample_normal::<Rank2<96, 3>>().array();
+        let noise: Tensor<Rank2<96, 3>, f32, _> = dev.sample_normal();
+        let mut points = noise.array();
         let mut labels = [[0.0; 3]; 96];
         for (i, (point, label)) in points.iter_mut().zip(&mut labels).enumerate() {
             point[i % 3] += 2.0;
