@@ -69,6 +69,12 @@ fn wrong_arguments_end_with_two() {
     assert!(fails(&["compare", "--networks", "0"], 2).contains("--networks"));
     assert!(fails(&["compare", "--seed", "2147483648"], 2).contains("--seed"));
     assert!(fails(&["compare", "--threads", "0"], 2).contains("--threads"));
+    assert!(fails(&["compare", "--networks", "-1"], 2).contains("-1 is not in 1.."));
+    assert!(fails(&["compare", "--prompt", "nan"], 2).contains("expected a finite number"));
+    let late =
+        ["record", "digits", "--out", "x", "--runs", "2", "--start-from", "y", "--from-run", "2"];
+    assert!(fails(&late, 2).contains("--from-run is 2"));
+    assert!(!Path::new("x").exists());
 }
 
 #[test]
@@ -84,10 +90,19 @@ fn what_goes_wrong_is_said_with_its_cause() {
     let store = store.to_str().unwrap();
     let error = fails(&["record", "digits", "--out", store, "--learning-rate=-1"], 1);
     assert!(error.contains("`learning_rate` is -1, expected a positive number"), "{error}");
+    for (option, value) in [("--runs", "99999999999999"), ("--saves", "99999999999999")] {
+        let error = fails(&["record", "digits", "--out", store, option, value], 1);
+        assert!(error.contains("to 1000000"), "{error}");
+    }
+    let place = folder.path().to_str().unwrap();
+    for command in ["compare", "eval", "sample"] {
+        let error = fails(&[command, "digits", "--out", place], 1);
+        assert!(error.contains("is a folder, expected a file"), "{error}");
+    }
     let garbage = folder.path().join("garbage");
     std::fs::write(&garbage, b"not a network").unwrap();
     let garbage = garbage.to_str().unwrap();
-    fails(&["inspect", garbage], 1);
+    assert!(fails(&["inspect", garbage], 1).contains("garbage"));
     fails(&["eval", "digits", "--weights", garbage], 1);
 }
 
@@ -103,7 +118,20 @@ fn a_recording_grows_and_keeps_its_settings() {
     assert!(succeeds(&["inspect", store.to_str().unwrap()]).contains("5 kept"));
     let mut other = record(&store, "5");
     other.extend(["--learning-rate", "0.01"].map(str::to_owned));
-    assert!(fails(&strings(&other), 1).contains("recorded with"));
+    let error = fails(&strings(&other), 1);
+    assert!(
+        error.contains("recorded with learning_rate 0.1, expected learning_rate 0.01:"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_recording_that_keeps_nothing_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    let mut diverges = record(&store, "2");
+    diverges.extend(["--learning-rate", "1e30"].map(str::to_owned));
+    assert!(fails(&strings(&diverges), 1).contains("none of the 2 runs could be kept"));
 }
 
 #[test]
@@ -173,6 +201,11 @@ fn the_whole_path_at_toy_scale() {
     for key in ["sgd_best", "adam_best", "adam_default"] {
         assert!(comparison["equivalent_steps"].get(key).is_some(), "{key}");
     }
+    compare.extend(["--prompt", "-1"]);
+    let output = lopt(&compare);
+    assert!(text(&output.stderr).contains("outside the trained range"), "{output:?}");
+    let clamped: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(clamped["one_step"]["test_loss"], comparison["one_step"]["test_loss"]);
     let page = std::fs::read_to_string(&report).unwrap();
     assert!(page.contains("</html>") && page.contains("<svg") && !page.contains("<script"));
     assert!(std::fs::read_to_string(&figure).unwrap().starts_with("<svg"));

@@ -9,7 +9,7 @@ use lopt::report::{comparison_figure, comparison_page, comparison_table, Provena
 use serde_json::json;
 
 use super::optimizer::OptimizerArguments;
-use super::output::{command_line, print, print_json, write_file, Failure};
+use super::output::{check_target, command_line, print, print_json, write_file, Failure};
 use super::terminal::Terminal;
 
 /// Compare one update of G.pt with training by SGD and Adam
@@ -41,7 +41,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     networks: u32,
     /// Validation loss to ask for [default: the best that the weights were trained on]
-    #[arg(long, value_name = "LOSS")]
+    #[arg(long, value_name = "LOSS", value_parser = super::prompt)]
     prompt: Option<f64>,
     /// Updates in a row
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
@@ -59,12 +59,15 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
     let begin = Instant::now();
+    for path in [Some(&arguments.out), arguments.figure.as_ref()].into_iter().flatten() {
+        check_target(path)?;
+    }
     let mut loaded = arguments.optimizer.load(&arguments.task, arguments.seed, terminal)?;
     let defaults = BaselineConfig::default();
     let config = ComparisonConfig {
         networks: arguments.networks as usize,
         updates: UpdateConfig {
-            prompt: arguments.prompt,
+            prompt: Some(loaded.prompt(arguments.prompt, terminal)),
             recursive: arguments.recursive as usize,
             candidates: arguments.best_of as usize,
         },

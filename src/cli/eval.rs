@@ -8,7 +8,7 @@ use lopt::report::{evaluation_page, evaluation_table, prompting_figure, Provenan
 use serde_json::json;
 
 use super::optimizer::OptimizerArguments;
-use super::output::{command_line, print, print_json, write_file, Failure};
+use super::output::{check_target, command_line, print, print_json, write_file, Failure};
 use super::terminal::Terminal;
 
 /// Measure how well G.pt does what it is asked
@@ -57,6 +57,9 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
+    for path in [Some(&arguments.out), arguments.figure.as_ref()].into_iter().flatten() {
+        check_target(path)?;
+    }
     let mut loaded = arguments.optimizer.load(&arguments.task, arguments.seed, terminal)?;
     let config = EvaluationConfig {
         networks: arguments.networks as usize,

@@ -7,6 +7,7 @@ use lopt::checkpoints::Store;
 use lopt::gpt::Weights;
 use serde_json::json;
 
+use super::optimizer::Named;
 use super::output::{print, print_json, Failure};
 use super::terminal::Terminal;
 
@@ -28,6 +29,14 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
     let path = &arguments.path;
+    if !path.exists() {
+        return Err(format!(
+            "there is nothing at {}, expected a folder made by `lopt record` or a file made by \
+             `lopt train`",
+            path.display()
+        )
+        .into());
+    }
     if path.is_file() {
         return weights(path, terminal);
     }
@@ -40,7 +49,8 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
 }
 
 fn weights(path: &Path, terminal: &Terminal) -> Result<(), Failure> {
-    let weights = Weights::load(path)?;
+    let name = || format!("cannot show {}", path.display());
+    let weights = Weights::load(path).map_err(|e| Named(name(), e))?;
     let header = &weights.header;
     let bytes = std::fs::metadata(path)?.len();
     if terminal.json {

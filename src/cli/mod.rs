@@ -15,7 +15,7 @@ mod train;
 
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use output::Failure;
 use terminal::Terminal;
@@ -76,7 +76,7 @@ enum Command {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    let Cli { command, shared } = match Cli::try_parse() {
+    let Cli { command, shared } = match parse() {
         Ok(cli) => cli,
         Err(error) => {
             // Help and the version are no errors; both may meet a closed pipe.
@@ -93,6 +93,25 @@ pub fn main() -> ExitCode {
         Command::Inspect(arguments) => inspect::run(&arguments, &terminal),
     });
     result.map_or_else(Failure::report, |()| ExitCode::SUCCESS)
+}
+
+fn parse() -> Result<Cli, clap::Error> {
+    // A negative number is a value out of range, not an argument that nobody knows.
+    let command = Cli::command().mut_subcommands(|command| {
+        command.mut_args(|arg| {
+            let negative = arg.get_long().is_some() && arg.get_action().takes_values();
+            arg.allow_negative_numbers(negative)
+        })
+    });
+    Cli::from_arg_matches(&command.try_get_matches()?)
+}
+
+/// Losses that a user may ask for; those outside the trained range are moved into it.
+fn prompt(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value.is_finite() => Ok(value),
+        _ => Err("expected a finite number".into()),
+    }
 }
 
 /// The tasks that there are, as values of an argument.

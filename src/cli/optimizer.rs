@@ -66,7 +66,11 @@ impl OptimizerArguments {
         let task = by_name(task)?;
         let (weights, origin) = match &self.weights {
             Some(path) => (load_weights(path, task.as_ref())?, path.display().to_string()),
-            None => (Pretrained::Digits.weights()?, "bundled with lopt".to_owned()),
+            None => {
+                let name = || "cannot use the weights that come with lopt".to_owned();
+                let weights = Pretrained::Digits.weights().map_err(|e| Named(name(), e))?;
+                (weights, "bundled with lopt".to_owned())
+            }
         };
         let mut sampler = weights.header.sampler;
         if let Some(rule) = self.sampler {
@@ -101,6 +105,21 @@ impl Loaded {
         evaluation(self.task.as_ref(), &mut subject)
     }
 
+    /// The prompt that is applied: the one asked for, moved into the trained range.
+    pub fn prompt(&self, asked: Option<f64>, terminal: &Terminal) -> f64 {
+        let range = self.gpt.weights().header.prompt_range;
+        let asked = asked.unwrap_or(range.best);
+        let applied = range.clamp(asked);
+        if applied != asked {
+            terminal.warn(&format!(
+                "the prompt {asked} is outside the trained range, {:.4} to {:.4}: {applied:.4} is \
+                 asked for",
+                range.best, range.worst
+            ));
+        }
+        applied
+    }
+
     /// Names and values for a report.
     pub fn facts(&self) -> Vec<(String, String)> {
         let header = &self.gpt.weights().header;
@@ -130,10 +149,19 @@ pub fn load_weights(path: &Path, task: &dyn Task) -> Result<Weights, Failure> {
     let name = || format!("cannot use the weights {}", path.display());
     let weights = Weights::load(path).map_err(|e| Named(name(), e))?;
     task.layout()?.check_matches(&weights.header.layout).map_err(|e| Named(name(), e))?;
+    if weights.header.task != task.name() {
+        return Err(format!(
+            "{}: they were trained on task `{}`, expected `{}`",
+            name(),
+            weights.header.task,
+            task.name()
+        )
+        .into());
+    }
     Ok(weights)
 }
 
 /// An error with a line before it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct Named<E: std::error::Error + 'static>(String, #[source] E);
+pub struct Named<E: std::error::Error + 'static>(pub String, #[source] pub E);

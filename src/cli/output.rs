@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::io::{ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Wrong arguments.
@@ -87,11 +87,49 @@ pub fn make_folder(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes a file; the error names it.
+/// Finds out before long work whether a file can be written after it.
+pub fn check_target(path: &Path) -> Result<(), Failure> {
+    if path.is_dir() {
+        return Err(format!("{} is a folder, expected a file to write", path.display()).into());
+    }
+    make_folder(path)?;
+    if !is_special(path) {
+        let part = part(path);
+        std::fs::File::create(&part)
+            .and_then(|_| std::fs::remove_file(&part))
+            .map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Writes a file, whole or not at all; the error names it.
 pub fn write_file(path: &Path, contents: &[u8]) -> Result<(), Failure> {
     make_folder(path)?;
-    Ok(std::fs::write(path, contents)
-        .map_err(|e| format!("cannot write {}: {e}", path.display()))?)
+    let write = || {
+        if is_special(path) {
+            return std::fs::write(path, contents);
+        }
+        let part = part(path);
+        let written = std::fs::write(&part, contents).and_then(|()| std::fs::rename(&part, path));
+        if written.is_err() {
+            // The first error is the one to report; the leftover is ours.
+            let _ = std::fs::remove_file(&part);
+        }
+        written
+    };
+    Ok(write().map_err(|e| format!("cannot write {}: {e}", path.display()))?)
+}
+
+/// Whether something is there that must not be replaced, as `/dev/null`.
+fn is_special(path: &Path) -> bool {
+    path.metadata().is_ok_and(|found| !found.is_file())
+}
+
+/// Where a file is written before it takes its name.
+fn part(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.part", std::process::id()));
+    name.into()
 }
 
 #[cfg(test)]

@@ -129,6 +129,12 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
         Width::F32 => Precision::F32,
         Width::F16 => Precision::F16,
     };
+    if let Some(first) = arguments.from_run.filter(|&first| first >= config.runs) {
+        return Err(Failure::Usage(format!(
+            "--from-run is {first}, expected less than --runs, {}",
+            config.runs
+        )));
+    }
     let store = open_store(task.as_ref(), &arguments.out, &config, precision)?;
     let starts = match (&arguments.start_from, arguments.from_run) {
         (Some(path), Some(first)) => {
@@ -168,6 +174,15 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
         return Err(first.error.into());
     }
     let summary = store.summary()?;
+    if report.progress.kept == 0 && report.progress.dropped > 0 && summary.kept == 0 {
+        return Err(format!(
+            "none of the {} runs could be kept, `lopt inspect {}` says why: try a lower \
+             --learning-rate in another folder",
+            report.progress.dropped,
+            arguments.out.display()
+        )
+        .into());
+    }
     if terminal.json {
         return print_json(&summary);
     }

@@ -9,7 +9,7 @@ use lopt::tasks::{load_network, save_network, Seeds, Task};
 use serde_json::json;
 
 use super::optimizer::OptimizerArguments;
-use super::output::{make_folder, print, print_json, Failure};
+use super::output::{check_target, print, print_json, Failure};
 use super::terminal::Terminal;
 
 /// Update one network and save the result
@@ -36,7 +36,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     from: Option<PathBuf>,
     /// Validation loss to ask for [default: the best that the weights were trained on]
-    #[arg(long, value_name = "LOSS")]
+    #[arg(long, value_name = "LOSS", value_parser = super::prompt)]
     prompt: Option<f64>,
     /// Updates in a row
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
@@ -47,15 +47,10 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
+    check_target(&arguments.out)?;
     let mut loaded = arguments.optimizer.load(&arguments.task, arguments.seed, terminal)?;
     let header = loaded.gpt.weights().header.clone();
-    let prompt = arguments.prompt.unwrap_or(header.prompt_range.best);
-    let applied = header.prompt_range.clamp(prompt);
-    if applied != prompt {
-        terminal.say(&format!(
-            "the prompt {prompt} is outside the trained range, {applied} is asked for"
-        ));
-    }
+    let applied = loaded.prompt(arguments.prompt, terminal);
     let task = loaded.task.as_ref();
     let layout = task.layout()?;
     let mut network = match &arguments.from {
@@ -64,11 +59,13 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
     };
     let mut scores = vec![Scores::of(task, &network)?];
     for _ in 0..arguments.updates {
+        if terminal.stopped() {
+            return Err(Failure::Interrupted("nothing was written, run it again".into()));
+        }
         let current = present(task, header.metric, &network)?;
         network = loaded.gpt.sample(&network, &[current], &[applied])?;
         scores.push(Scores::of(task, &network)?);
     }
-    make_folder(&arguments.out)?;
     save_network(&arguments.out, &layout, &network)?;
     if terminal.json {
         return print_json(&json!({

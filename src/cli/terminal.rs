@@ -71,6 +71,11 @@ impl Terminal {
         }
     }
 
+    /// A line that matters to scripts as well: on standard error even with `--json`.
+    pub fn warn(&self, text: &str) {
+        eprintln!("warning: {text}");
+    }
+
     fn with_bar<T>(&self, f: impl FnOnce(&mut ProgressBar) -> T) -> T {
         f(&mut self.bar.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use serde::Serialize;
 use serde_json::{json, Value};
 
-use super::output::{command_line, make_folder, print, print_json, Failure};
+use super::output::{check_target, command_line, print, print_json, Failure};
 use super::terminal::Terminal;
 
 /// How often the state is saved.
@@ -110,8 +110,11 @@ pub struct Arguments {
     #[arg(long, value_name = "N", help_heading = "Model")]
     heads: Option<usize>,
     /// Sampler steps that the weights name as default
-    #[arg(long, value_name = "N", help_heading = "Model")]
-    sampler_steps: Option<usize>,
+    #[arg(
+        long, value_name = "N", help_heading = "Model",
+        value_parser = clap::value_parser!(u16).range(1..=1000)
+    )]
+    sampler_steps: Option<u16>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -218,6 +221,8 @@ fn merged<T: Serialize + DeserializeOwned>(defaults: &T, changes: &Value) -> Res
 
 pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
     let (model, config) = arguments.configs()?;
+    let mut sampler = SamplerConfig::default();
+    set(&mut sampler.steps, arguments.sampler_steps.map(usize::from));
     let store = Store::open(&arguments.store)?;
     let task = &store.metadata().task;
     if *task != arguments.task {
@@ -242,7 +247,7 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
     )?);
     let mut trainer = Trainer::new(dataset.clone(), model, config, terminal.threads)?;
     let state = state_path(&arguments.out);
-    make_folder(&arguments.out)?;
+    check_target(&arguments.out)?;
     if arguments.restart {
         remove(&state)?;
     }
@@ -258,8 +263,6 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
     let begin = Instant::now();
     let last = Training { arguments, terminal, state: &state }.finish(&mut trainer)?;
 
-    let mut sampler = SamplerConfig::default();
-    set(&mut sampler.steps, arguments.sampler_steps);
     let provenance = json!({
         "lopt": env!("CARGO_PKG_VERSION"),
         "command": command_line(),

@@ -164,6 +164,10 @@ pub(crate) fn write<H: Serialize>(
 
 /// Puts `bytes` in the place of `path` in one step.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    if path.metadata().is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        // A device or a pipe, as `/dev/null`, must not be replaced by a file.
+        return std::fs::write(path, bytes);
+    }
     let mut part = path.as_os_str().to_owned();
     part.push(format!(".{}.part", std::process::id()));
     let part = PathBuf::from(part);

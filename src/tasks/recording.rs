@@ -1,9 +1,11 @@
 //! What is recorded for a learned optimizer to learn from.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::training::{Schedule, TrainingConfig};
 use super::{metrics, SeedError, Seeds, Starts, Task, TaskError};
@@ -41,6 +43,9 @@ pub enum RecordingError {
         expected: String,
     },
 }
+
+/// Most runs, and most checkpoints of a run: both are listed in memory.
+const MOST: u64 = 1_000_000;
 
 /// How runs are trained, and which of their moments are kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -85,13 +90,11 @@ impl RecordingConfig {
         let setting = |field, found: String, expected: &str| {
             Err(TaskError::Setting { field, found, expected: expected.to_owned() })
         };
-        // Seeds end there; see `Seeds`.
-        if self.runs == 0 || self.runs > 1 << 32 {
-            return setting("runs", self.runs.to_string(), "1 to 2^32");
+        if !(1..=MOST).contains(&self.runs) {
+            return setting("runs", self.runs.to_string(), "1 to 1000000");
         }
-        // Fewer than are asked for are kept where there are not as many steps.
-        if !(2..=1 << 20).contains(&self.saves) {
-            return setting("saves", self.saves.to_string(), "2 to 2^20");
+        if !(2..=MOST).contains(&(self.saves as u64)) {
+            return setting("saves", self.saves.to_string(), "2 to 1000000");
         }
         if !(self.spacing > 0.0 && self.spacing.is_finite()) {
             return setting("spacing", self.spacing.to_string(), "a positive number");
@@ -155,9 +158,34 @@ pub fn open_store(
     if *found == settings {
         Ok(store)
     } else {
-        let (found, expected) = (found.to_string(), settings.to_string());
+        let (found, expected) = differences(found, &settings);
         Err(RecordingError::Settings { found, expected })
     }
+}
+
+/// Where two settings differ, each as `name value, name value`.
+fn differences(found: &Value, expected: &Value) -> (String, String) {
+    let names: BTreeSet<_> =
+        [found, expected].into_iter().filter_map(Value::as_object).flat_map(|o| o.keys()).collect();
+    if names.is_empty() {
+        return (found.to_string(), expected.to_string());
+    }
+    let (mut left, mut right) = (Vec::new(), Vec::new());
+    for name in names {
+        let (a, b) = (&found[name], &expected[name]);
+        if a == b {
+            continue;
+        }
+        if a.is_object() && b.is_object() {
+            let (a, b) = differences(a, b);
+            left.push(a);
+            right.push(b);
+        } else {
+            left.push(format!("{name} {a}"));
+            right.push(format!("{name} {b}"));
+        }
+    }
+    (left.join(", "), right.join(", "))
 }
 
 /// Records the runs of a task that the store does not have yet.
