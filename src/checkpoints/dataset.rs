@@ -8,6 +8,10 @@ use super::{Parameters, Store, StoreError};
 use crate::layout::Layout;
 use crate::metric::Metric;
 
+/// Standard deviation that parameters have after scaling: that of ImageNet pixels in
+/// `-1..1`, which the diffusion process was made for.
+pub(crate) const STANDARD_DEVIATION: f64 = 0.538;
+
 /// Which runs of a store are loaded, and what they are scored by.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DatasetConfig {
@@ -252,7 +256,7 @@ impl Statistics {
     /// # Source
     /// The normaliser `openai` of the G.pt code (`data/normalization.py`).
     pub fn scale(&self) -> f64 {
-        0.538 / self.parameter_std
+        STANDARD_DEVIATION / self.parameter_std
     }
 }
 

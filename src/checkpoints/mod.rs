@@ -42,6 +42,7 @@ mod recorder;
 mod store;
 mod summary;
 
+pub(crate) use dataset::STANDARD_DEVIATION;
 pub use dataset::{Dataset, DatasetConfig, RunSpan, Statistics};
 pub use error::StoreError;
 pub use metadata::{Filter, Metadata, Precision};

@@ -5,9 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config::ConfigError;
 use super::diffusion::cast;
-
-/// Standard deviation that normalised parameters have.
-const STANDARD_DEVIATION: f64 = 0.538;
+use crate::checkpoints::STANDARD_DEVIATION;
 
 /// Multiplies parameters by a constant before the model and divides after it.
 ///
