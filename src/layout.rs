@@ -483,6 +483,9 @@ fn check_group(group: &UnitGroup, tensors: &[TensorSpec]) -> Result<(), LayoutEr
     if group.units == 0 {
         return Err(invalid("it has no units, expected at least one".into()));
     }
+    if group.axes.is_empty() {
+        return Err(invalid("it names no axis, expected at least one".into()));
+    }
     for (i, axis) in group.axes.iter().enumerate() {
         let Some(tensor) = tensors.get(axis.tensor) else {
             let problem =
@@ -571,5 +574,11 @@ mod tests {
         let broken = json.replace("\"units\":10", "\"units\":11");
         let error = serde_json::from_str::<Layout>(&broken).unwrap_err().to_string();
         assert!(error.contains("unit group `hidden`"), "{error}");
+        // The number of units of a group without axes would be bound by nothing.
+        let start = json.find("\"axes\":[").unwrap() + 8;
+        let end = start + json[start..].find(']').unwrap();
+        let error = serde_json::from_str::<Layout>(&[&json[..start], &json[end..]].concat());
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("names no axis"), "{error}");
     }
 }

@@ -248,6 +248,14 @@ pub enum StateError {
         /// Tensor of the model, with its number of values.
         expected: String,
     },
+    /// The state belongs to an optimizer of another network.
+    #[error("this is a state for the network {found}, expected one for {expected}")]
+    Fingerprint {
+        /// Fingerprint of the network in the state.
+        found: String,
+        /// Fingerprint of the network that the optimizer is for.
+        expected: String,
+    },
     /// The state holds a value that the model's dtype does not.
     #[error("the state of tensor `{tensor}` is not finite")]
     NonFinite {

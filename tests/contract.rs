@@ -3,10 +3,17 @@
 //! To add an optimizer, write a [`Case`] and add a line to the table at the end.
 
 use std::cell::Cell;
+use std::sync::{Arc, OnceLock};
 
 use dfdx::nn::tensor_collection::*;
+use dfdx::optim::Sgd;
 use dfdx::prelude::*;
-use lopt::network::{flatten, unflatten, Built};
+use lopt::checkpoints::{
+    record_runs, Dataset, DatasetConfig, Metadata, RecordOptions, RunInfo, Store, StoreError,
+};
+use lopt::gpt::{Gpt, GptConfig, ModelConfig, SamplerConfig, Trainer, TrainerConfig, Weights};
+use lopt::metric::Metric;
+use lopt::network::{flatten, unflatten, Built, Network};
 use lopt::optimizer::{Adapter, LearnedOptimizer, OptimizerState, StateError, UpdateError};
 use rand_distr::Distribution;
 
@@ -374,6 +381,82 @@ regression!(RMSprop, |model| {
     Adapter::rmsprop(model, config)
 });
 
+/// Which of three overlapping clouds is a point from?
+#[lopt::network]
+struct Clouds {
+    hidden: Linear<3, 6>,
+    activation: ReLU,
+    output: Linear<6, 3>,
+}
+
+type Classifier = Built<Clouds, f32, Cpu>;
+
+/// G.pt, trained on a few recorded runs of the same task; three updates, each
+/// of the last result.
+struct TrainedGpt;
+
+impl Case for TrainedGpt {
+    type Model = Classifier;
+    const UPDATES: usize = 3;
+    const SHARE: f64 = 0.5;
+
+    fn model(seed: u64) -> Classifier {
+        Cpu::seed_from_u64(seed).build_module::<Clouds, f32>()
+    }
+
+    fn optimizer(_: &Classifier) -> Box<dyn LearnedOptimizer<Classifier, f32, Cpu>> {
+        static WEIGHTS: OnceLock<Weights> = OnceLock::new();
+        let weights = WEIGHTS.get_or_init(gpt_weights).clone();
+        Box::new(Gpt::new(weights, GptConfig::default()).unwrap())
+    }
+
+    fn evaluate(model: &Classifier) -> (f64, Gradients<f32, Cpu>) {
+        let dev = Cpu::seed_from_u64(100);
+        let mut points = dev.sample_normal::<Rank2<96, 3>>().array();
+        let mut labels = [[0.0; 3]; 96];
+        for (i, (point, label)) in points.iter_mut().zip(&mut labels).enumerate() {
+            point[i % 3] += 2.0;
+            label[i % 3] = 1.0;
+        }
+        let scores = model.forward(dev.tensor(points).traced(model.alloc_grads()));
+        let loss = cross_entropy_with_logits_loss(scores, dev.tensor(labels));
+        (loss.array().into(), loss.backward())
+    }
+}
+
+/// Records and trains in a few seconds. The runs start at other networks than
+/// the tests do.
+fn gpt_weights() -> Weights {
+    let folder = tempfile::tempdir().unwrap();
+    let metric = Metric::VALIDATION_LOSS;
+    let metadata = Metadata::new("clouds", Clouds::layout().unwrap(), vec![metric]);
+    let store = Store::create(folder.path(), metadata).unwrap();
+    let runs = (0..200).map(|id| RunInfo::new(id, 1000 + id));
+    record_runs(&store, runs, &RecordOptions::default(), |run| {
+        let mut model = TrainedGpt::model(run.info().seed);
+        let momentum = Some(Momentum::Nesterov(0.9));
+        let config = SgdConfig { lr: 0.1, momentum, weight_decay: Some(WeightDecay::L2(1e-2)) };
+        let mut sgd = Sgd::new(&model, config);
+        for step in 0..80 {
+            let (loss, gradients) = TrainedGpt::evaluate(&model);
+            if step < 10 || step % 5 == 0 {
+                run.at(step).record(&model, &[loss])?;
+            }
+            sgd.update(&mut model, &gradients).unwrap();
+        }
+        Ok::<(), StoreError>(())
+    })
+    .unwrap();
+    let dataset = Arc::new(Dataset::load(&store, &DatasetConfig::default()).unwrap());
+    let model = ModelConfig { width: 32, blocks: 2, frequencies: 8, ..ModelConfig::default() };
+    let config = TrainerConfig { steps: 800, batch: 32, ema_decay: 0.99, ..Default::default() };
+    let mut trainer = Trainer::new(dataset, model, config, 2).unwrap();
+    while !trainer.is_finished() {
+        trainer.step().unwrap();
+    }
+    trainer.weights(SamplerConfig::default(), "clouds", serde_json::Value::Null)
+}
+
 macro_rules! contract {
     ([$($name:ident: $case:ty),* $(,)?] $all:tt) => { $(contract!($name $case, $all);)* };
     ($name:ident $case:ty, [$($test:ident),* $(,)?]) => {
@@ -390,6 +473,7 @@ contract!(
         nesterov_sgd: NesterovSgd,
         adam: Adam,
         rmsprop: RMSprop,
+        gpt: TrainedGpt,
     ]
     [
         lowers_the_metric,

@@ -383,6 +383,56 @@ fn a_damaged_store_is_an_error_or_reads_as_recorded() {
     assert!(errors > 200, "only {errors} of 400 were noticed");
 }
 
+/// Number at an offset, in the byte order of the machine.
+fn number<const N: usize>(bytes: &[u8], at: usize) -> u64 {
+    let mut number = [0; 8];
+    number[..N].copy_from_slice(&bytes[at..at + N]);
+    u64::from_le_bytes(number)
+}
+
+/// What chance does not hit: pages that are well formed, and that LMDB does not
+/// survive. Offsets are those of LMDB on 64-bit machines.
+#[test]
+#[cfg(all(target_pointer_width = "64", target_endian = "little"))]
+fn a_store_that_is_made_to_break_lmdb_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("whole");
+    let store = Store::create(&path, metadata(Precision::F32)).unwrap();
+    record_all(&store, 0..60, 1);
+    drop(store);
+    let whole = fs::read(path.join("data.mdb")).unwrap();
+    let meta = if number::<8>(&whole, 144) > number::<8>(&whole, 4096 + 144) { 0 } else { 4096 };
+    let [free, main] = [80, 128].map(|at| 4096 * number::<8>(&whole, meta + at) as usize);
+    let flags = |page: usize| number::<2>(&whole, page + 10);
+    let node = |page: usize| page + number::<2>(&whole, page + 16) as usize;
+    assert_eq!((flags(free), flags(main)), (2, 1), "a leaf and a branch");
+    let leaf = 4096 * number::<4>(&whole, node(main)) as usize;
+    assert_eq!(flags(leaf), 2);
+
+    let refused = |name: &str, change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = whole.clone();
+        change(&mut bytes);
+        let path = copy_with(&bytes, folder.path(), name.to_owned());
+        let e = read_all(&path).expect_err(name);
+        assert!(matches!(e, StoreError::Damaged { .. }), "{name}: {e}");
+    };
+    refused("tree in a tree", &|bytes| bytes[node(leaf) + 4] |= 2);
+    refused("duplicates", &|bytes| bytes[node(leaf) + 4] |= 4);
+    refused("branch of one", &|bytes| bytes[main + 12] = 18);
+    refused("short list of free pages", &|bytes| bytes[node(free)..][..4].fill(0));
+    // A count that no memory is enough for.
+    let (from, to) = (
+        &br#"{"rate":0.1},"status":"kept","checkpoints":"#[..],
+        br#"{},"status":"kept","checkpoints":7777777777"#,
+    );
+    refused("many checkpoints", &|bytes| {
+        let places: Vec<_> =
+            (0..bytes.len() - from.len()).filter(|&at| bytes[at..].starts_with(from)).collect();
+        assert!(places.len() >= 60);
+        places.iter().for_each(|&at| bytes[at..][..to.len()].copy_from_slice(to));
+    });
+}
+
 #[test]
 fn stores_of_a_later_version_and_of_other_programs_are_refused() {
     let folder = tempfile::tempdir().unwrap();

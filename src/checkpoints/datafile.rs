@@ -146,6 +146,10 @@ impl DataFile {
             if page.word(0) != number || page.u16(WORD + 2) != kind || !bounds || lower % 2 != 0 {
                 return Err(self.damaged("has a page that is none"));
             }
+            // LMDB aborts where a branch of the tree of values does not branch.
+            if !leaf && free.is_none() && lower - PAGE_HEADER < 2 * 2 {
+                return Err(self.damaged("has a branch that is none"));
+            }
             for slot in (PAGE_HEADER..lower).step_by(2) {
                 let node = usize::from(page.u16(slot));
                 if node < upper || node + NODE_HEADER > size {
@@ -161,6 +165,10 @@ impl DataFile {
                     let high = if WORD == 8 { u64::from(flags) << 32 } else { 0 };
                     stack.push((low | high, depth + 1));
                     continue;
+                }
+                // Other flags point to trees in trees, which lopt does not write.
+                if flags & !LONG_VALUE != 0 {
+                    return Err(self.damaged("has an entry of an unknown kind"));
                 }
                 let in_page = if flags & LONG_VALUE == 0 { low } else { WORD as u64 };
                 if data as u64 + in_page > size as u64 {
@@ -215,7 +223,7 @@ impl DataFile {
         let mut words = bytes.chunks_exact(WORD).map(|word| Page(word).word(0));
         let count = words.next().unwrap_or(u64::MAX);
         free.extend(words.take(usize::try_from(count).unwrap_or(usize::MAX)));
-        if count > length / WORD as u64 - 1 {
+        if count >= length / WORD as u64 {
             return Err(self.damaged("has a list of free pages that is none"));
         }
         Ok(())

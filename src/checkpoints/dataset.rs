@@ -78,17 +78,18 @@ impl Dataset {
         let num_train = entries.len();
         entries.extend(held_out);
 
-        let mut first = 0;
+        let mut first = 0usize;
         let runs: Vec<RunSpan> = entries
             .iter()
             .map(|entry| {
-                let checkpoints = first..first + entry.checkpoints();
+                let checkpoints = first..first.saturating_add(entry.checkpoints());
                 first = checkpoints.end;
                 RunSpan { id: entry.info.id, checkpoints }
             })
             .collect();
         let num_parameters = metadata.layout.num_parameters();
-        let mut parameters = Parameters::zeros(metadata.precision, first * num_parameters);
+        let len = store.num_values(first)?;
+        let mut parameters = Parameters::zeros(metadata.precision, len);
         let mut rest = parameters.bytes_mut();
         let mut slots = Vec::with_capacity(runs.len());
         for entry in &entries {
@@ -102,7 +103,13 @@ impl Dataset {
             .map(|(entry, slot)| {
                 let (iterations, all) = store.read_into(entry, Some(slot))?;
                 let stride = metadata.metrics.len();
-                Ok((iterations, all.into_iter().skip(column).step_by(stride).collect()))
+                let scores: Vec<f64> = all.into_iter().skip(column).step_by(stride).collect();
+                // Such runs are dropped: a pair cannot be drawn from them.
+                if scores.len() < 2 || scores.iter().any(|score| !score.is_finite()) {
+                    let problem = format!("run {} should have been dropped", entry.info.id);
+                    return Err(StoreError::Damaged { path: store.path().to_owned(), problem });
+                }
+                Ok((iterations, scores))
             })
             .collect::<Result<_, StoreError>>()?;
         let (iterations, metrics): (Vec<_>, Vec<_>) = scores.into_iter().unzip();

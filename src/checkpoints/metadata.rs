@@ -150,14 +150,15 @@ impl Metadata {
     /// Checks that the fields can be used.
     ///
     /// # Errors
-    /// If the layout is empty, there is no metric or one twice, or the filter
-    /// cannot be used.
+    /// If the layout is empty or has 2^32 parameters or more, there is no metric or
+    /// one twice, or the filter cannot be used.
     pub fn validate(&self) -> Result<(), StoreError> {
-        if self.layout.num_parameters() == 0 {
+        let parameters = self.layout.num_parameters();
+        if parameters == 0 || u32::try_from(parameters).is_err() {
             return Err(StoreError::Setting {
                 setting: "layout",
-                found: "empty".into(),
-                expected: "at least one tensor",
+                found: format!("one of {parameters} parameters"),
+                expected: "1 to 2^32 - 1 parameters",
             });
         }
         let distinct: std::collections::HashSet<_> = self.metrics.iter().collect();

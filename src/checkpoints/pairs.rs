@@ -66,7 +66,8 @@ impl PairConfig {
     /// Checks that the settings can be used.
     ///
     /// # Errors
-    /// If `from_start` is no share, or `scale` no positive finite number.
+    /// If `from_start` or `by_metric` is no share, or `scale` no positive finite
+    /// number.
     pub fn validate(&self) -> Result<(), StoreError> {
         let shares = [("from_start", self.from_start), ("by_metric", self.by_metric)];
         for (setting, share) in shares {
@@ -91,7 +92,8 @@ impl PairConfig {
     /// leave room for it, where `n` is the number of checkpoints.
     ///
     /// # Panics
-    /// If there are fewer than two checkpoints, or `from_start` is no share.
+    /// If there are fewer than two checkpoints, or `from_start` or `by_metric` is no
+    /// share.
     pub fn draw(&self, metrics: &[f64], rng: &mut impl Rng) -> Pair {
         let n = metrics.len();
         let pair = if self.from_start > 0.0 && rng.gen_bool(self.from_start) {
@@ -421,7 +423,7 @@ mod tests {
 
     #[test]
     fn the_rule_has_the_probabilities_of_the_reference() {
-        // fixtures: metrics/dataset_pairs.json, exact_pair_probability
+        // tests/golden/metrics/dataset_pairs.json, exact_pair_probability
         let law = PairConfig::default().probabilities(&[0.0; 6]);
         for (pair, p) in &law {
             let expected = [0.04, 0.05, 0.2 / 3.0, 0.1, 0.2][pair.end - pair.start - 1];
@@ -575,6 +577,7 @@ mod tests {
         for config in [
             PairConfig { from_start: 1.5, ..Default::default() },
             PairConfig { from_start: f64::NAN, ..Default::default() },
+            PairConfig { by_metric: -0.1, ..Default::default() },
             PairConfig { scale: 0.0, ..Default::default() },
         ] {
             let result = PairSampler::new(data.clone(), Part::Train, config);

@@ -283,9 +283,8 @@ impl Store {
     pub fn read_run(&self, id: u64) -> Result<RecordedRun, StoreError> {
         let entry = self.run(id)?.filter(|entry| entry.checkpoints() > 0);
         let entry = entry.ok_or(StoreError::RunMissing { id })?;
-        let metadata = self.metadata();
-        let len = entry.checkpoints() * metadata.layout.num_parameters();
-        let mut parameters = Parameters::zeros(metadata.precision, len);
+        let len = self.num_values(entry.checkpoints())?;
+        let mut parameters = Parameters::zeros(self.metadata().precision, len);
         let (iterations, metrics) = self.read_into(&entry, Some(parameters.bytes_mut()))?;
         Ok(RecordedRun { entry, iterations, metrics, parameters })
     }
@@ -310,6 +309,22 @@ impl Store {
         Ok(())
     }
 
+    /// Number of parameters of so many checkpoints.
+    ///
+    /// # Errors
+    /// If the data file does not have room for them: memory must not be set aside
+    /// on the word of a damaged entry.
+    pub(super) fn num_values(&self, checkpoints: usize) -> Result<usize, StoreError> {
+        let metadata = self.metadata();
+        let values = checkpoints.checked_mul(metadata.layout.num_parameters());
+        let bytes = values.and_then(|n| n.checked_mul(metadata.precision.bytes()));
+        let room = self.bytes()?;
+        values.filter(|_| bytes.is_some_and(|n| n as u64 <= room)).ok_or_else(|| {
+            let problem = format!("it lists {checkpoints} checkpoints, more than it has room for");
+            StoreError::Damaged { path: self.path().to_owned(), problem }
+        })
+    }
+
     /// Iterations and metrics of a kept run, and its parameters as bytes if
     /// they are wanted.
     pub(super) fn read_into(
@@ -326,7 +341,7 @@ impl Store {
         environment.read(|txn| {
             let scores = environment.get(txn, &key(SCORES, id))?.ok_or_else(damaged)?;
             let row = 8 * (1 + self.metadata().metrics.len());
-            if scores.len() != row * entry.checkpoints() {
+            if Some(scores.len()) != row.checked_mul(entry.checkpoints()) {
                 return Err(damaged());
             }
             let mut crc = Crc::new();

@@ -95,9 +95,9 @@ impl Store {
                 *dropped.entry(reason).or_default() += 1;
                 continue;
             }
+            let (_, scores) = self.read_into(&entry, None)?;
             kept += 1;
             checkpoints += entry.checkpoints();
-            let (_, scores) = self.read_into(&entry, None)?;
             for (i, (metric, [first, last, best])) in
                 metadata.metrics.iter().zip(&mut values).enumerate()
             {

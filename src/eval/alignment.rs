@@ -64,7 +64,7 @@ pub fn linspace(start: f64, end: f64, steps: usize) -> Vec<f64> {
 
 /// The prompts that a network is given, by what it starts from.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PromptRange {
+pub struct PromptSweep {
     /// Best value asked for.
     pub best: f64,
     /// The worst value asked for is the network's own times this.
@@ -75,7 +75,7 @@ pub struct PromptRange {
     pub direction: Direction,
 }
 
-impl PromptRange {
+impl PromptSweep {
     /// The `K` prompts of a network with this metric, in ascending order of the
     /// metric for a task that starts above (or below) its best value.
     ///
@@ -243,15 +243,15 @@ mod tests {
 
     #[test]
     fn prompts_run_from_the_best_to_the_start() {
-        let mut range = PromptRange {
+        let mut sweep = PromptSweep {
             best: 0.0,
             start_coefficient: 0.5,
             steps: 3,
             direction: Direction::Minimize,
         };
-        assert_eq!(range.prompts(4.0), [0.0, 1.0, 2.0]);
-        range.direction = Direction::Maximize;
-        assert_eq!(range.prompts(4.0), [2.0, 1.0, 0.0]);
+        assert_eq!(sweep.prompts(4.0), [0.0, 1.0, 2.0]);
+        sweep.direction = Direction::Maximize;
+        assert_eq!(sweep.prompts(4.0), [2.0, 1.0, 0.0]);
         assert_eq!(linspace(1.0, 9.0, 1), [1.0]);
         assert_eq!(linspace(0.1, 0.7, 4)[3], 0.7);
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::alignment::{one_step, prompt_alignment, PromptRange};
+use super::alignment::{one_step, prompt_alignment, PromptSweep, Request};
 use super::scores::condition;
 use super::updates::{updates, Subject, UpdateConfig, Updates};
 use super::{EvalError, Monitor, Networks};
@@ -92,14 +92,14 @@ pub fn evaluate(
         return Err(EvalError::Cancelled);
     }
     let current = condition(task, &networks.parameters)?;
-    let range = PromptRange {
+    let sweep = PromptSweep {
         best: subject.best_prompt,
         start_coefficient: coefficient,
         steps: config.prompts,
         direction: subject.metric.kind.direction(),
     };
-    let prompts: Vec<f64> = current.iter().flat_map(|&c| range.prompts(c)).collect();
-    let sample = &mut *subject.sample;
+    let prompts: Vec<f64> = current.iter().flat_map(|&c| sweep.prompts(c)).collect();
+    let sample = &mut |request: Request<'_>| subject.sample(request);
     let measure = &mut |networks: &[f32]| condition(task, networks);
     let observed = one_step(&networks.parameters, &current, &prompts, sample, measure)?;
     monitor.advance();

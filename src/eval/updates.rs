@@ -26,7 +26,7 @@ pub struct Subject<'a> {
 }
 
 impl Subject<'_> {
-    fn sample(&mut self, request: Request<'_>) -> Result<Vec<f32>, EvalError> {
+    pub(super) fn sample(&mut self, request: Request<'_>) -> Result<Vec<f32>, EvalError> {
         let expected = request.start.len();
         let samples = (self.sample)(request)?;
         let found = samples.len();

@@ -10,8 +10,8 @@ use dfdx::tensor_ops::Device;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Executor, Inputs, Sampler, SamplerConfig, SeededNoise, Transformer, Weights, WeightsError,
-    DIFFUSION_STEPS,
+    ConfigError, Executor, Inputs, Sampler, SamplerConfig, SeededNoise, Transformer, Weights,
+    WeightsError, DIFFUSION_STEPS,
 };
 use crate::engine::EngineError;
 use crate::network::{flatten, unflatten, Network};
@@ -113,6 +113,16 @@ impl Default for GptConfig {
     }
 }
 
+impl GptConfig {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// If the sampler cannot be used.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.sampler.as_ref().map_or(Ok(()), SamplerConfig::validate)
+    }
+}
+
 /// G.pt behind dfdx's `Optimizer`: give it the present metric, ask for the one
 /// wanted, and one update samples parameters that reach it.
 ///
@@ -151,9 +161,12 @@ pub struct Gpt {
 /// What [`Gpt`] saves and restores.
 #[derive(Serialize, Deserialize)]
 struct SavedState {
+    /// The network that it belongs to.
+    fingerprint: String,
     seed: u64,
     draws: u64,
-    prompt: f64,
+    /// None if it is not finite, which JSON cannot hold.
+    prompt: Option<f64>,
     feedback: Option<f64>,
 }
 
@@ -164,6 +177,8 @@ impl Gpt {
     /// # Errors
     /// If the weights or the configuration are not usable.
     pub fn new(weights: Weights, config: GptConfig) -> crate::Result<Self> {
+        config.validate()?;
+        weights.header.validate()?;
         let sampler = config.sampler.unwrap_or(weights.header.sampler);
         let model = Arc::new(weights.model()?);
         Ok(Self {
@@ -193,6 +208,10 @@ impl Gpt {
         &self.weights
     }
 
+    fn fingerprint(&self) -> String {
+        self.weights.header.layout.fingerprint().to_string()
+    }
+
     /// Sets the value of the metric to ask for, until it is set again.
     pub fn prompt(&mut self, metric: f64) {
         self.prompt = metric;
@@ -204,7 +223,7 @@ impl Gpt {
         self.feedback = Some(feedback.into().metric);
     }
 
-    /// An update that samples `candidates` networks in one batch and keeps the
+    /// An update that samples `candidates` networks, scores each and keeps the
     /// one that `score` rates best, in the direction of the metric.
     ///
     /// # Errors
@@ -221,24 +240,33 @@ impl Gpt {
         E: Dtype,
         D: Device<E>,
     {
+        if candidates == 0 {
+            return Err(SampleError::NoCandidates.into());
+        }
         let direction = self.weights.header.metric.kind.direction();
-        let (samples, report) = self.propose(model, candidates)?;
+        let request = self.request(model)?;
         let mut best: Option<(f64, M)> = None;
-        for sample in samples.chunks_exact(self.weights.header.layout.num_parameters()) {
-            let mut candidate = model.clone();
-            write(&mut candidate, sample)?;
-            let value = score(&candidate);
-            let better = best.as_ref().is_none_or(|(best, _)| direction.is_better(value, *best));
-            if value.is_finite() && better {
-                best = Some((value, candidate));
+        let (mut left, mut draws) = (candidates, 0);
+        while left > 0 {
+            let rows = left.min(MAX_BATCH);
+            let samples = self.draw(draws, &request.batch(rows))?;
+            for sample in samples.chunks_exact(request.start.len()) {
+                let mut candidate = model.clone();
+                self.write(&mut candidate, sample)?;
+                let value = score(&candidate);
+                let better =
+                    best.as_ref().is_none_or(|(best, _)| direction.is_better(value, *best));
+                if value.is_finite() && better {
+                    best = Some((value, candidate));
+                }
             }
+            (left, draws) = (left - rows, draws + 1);
         }
         let Some((_, best)) = best else {
             return Err(SampleError::NoFiniteScore { candidates }.into());
         };
         *model = best;
-        self.feedback = None;
-        Ok(report)
+        Ok(self.accept(&request, draws))
     }
 
     /// Samples one network for each row, without a model: the batch form of an
@@ -264,70 +292,100 @@ impl Gpt {
                 return Err(SampleError::Length { buffer, found, expected }.into());
             }
         }
-        if let Some((tensor, value)) = self.non_finite(start) {
-            return Err(SampleError::NonFiniteStart { tensor, value }.into());
+        self.check_start(start)?;
+        for &metric in current {
+            check_feedback(metric)?;
         }
-        let mut samples = Vec::with_capacity(start.len());
-        for (chunk, rows) in start.chunks(size * MAX_BATCH).enumerate() {
-            let rows_before = chunk * MAX_BATCH;
-            let chosen = rows_before..rows_before + rows.len() / size;
-            let batch =
-                Batch { start: rows, current: &current[chosen.clone()], target: &target[chosen] };
-            let noise = SeededNoise::new(self.config.seed, self.draws + chunk as u64);
-            samples.extend(self.engine.sample(&self.weights, &self.sampler, noise, &batch)?);
+        for &asked in target {
+            check_prompt(asked)?;
         }
-        if let Some((tensor, _)) = self.non_finite(&samples) {
-            return Err(UpdateError::NonFiniteResult { tensor });
+        let (mut samples, mut draws) = (Vec::with_capacity(start.len()), 0);
+        let metrics = current.chunks(MAX_BATCH).zip(target.chunks(MAX_BATCH));
+        for (start, (current, target)) in start.chunks(size * MAX_BATCH).zip(metrics) {
+            let (start, current, target) = (start.to_vec(), current.to_vec(), target.to_vec());
+            samples.extend(self.draw(draws, &Batch { start, current, target })?);
+            draws += 1;
         }
-        self.draws += current.len().div_ceil(MAX_BATCH) as u64;
+        self.draws = self.draws.wrapping_add(draws);
         Ok(samples)
     }
 
-    /// The first value of any row that is not finite, with the name of its tensor.
-    fn non_finite(&self, rows: &[f32]) -> Option<(String, f32)> {
-        let layout = &self.weights.header.layout;
-        let index = rows.iter().position(|value| !value.is_finite())?;
-        let within = index % layout.num_parameters();
-        let tensor = layout.tensors().iter().find(|tensor| tensor.range().contains(&within))?;
-        Some((tensor.name.clone(), rows[index]))
+    /// One sample for each row, with the noise of the batch that comes `ahead`
+    /// after those that led to an update; the same until the next update.
+    fn draw(&mut self, ahead: u64, batch: &Batch) -> Result<Vec<f32>, UpdateError> {
+        let noise = SeededNoise::new(self.config.seed, self.draws.wrapping_add(ahead));
+        let samples = self.engine.sample(&self.weights, &self.sampler, noise, batch)?;
+        match samples.iter().position(|value| !value.is_finite()) {
+            Some(index) => Err(UpdateError::NonFiniteResult { tensor: self.tensor(index) }),
+            None => Ok(samples),
+        }
     }
 
-    /// Samples `candidates` networks from a model's parameters.
-    fn propose<M, E, D>(
-        &mut self,
-        model: &M,
-        candidates: usize,
-    ) -> Result<(Vec<f32>, UpdateReport), UpdateError>
+    /// Name of the tensor that a position in `[N, P]` belongs to.
+    fn tensor(&self, index: usize) -> String {
+        let layout = &self.weights.header.layout;
+        let within = index % layout.num_parameters();
+        let tensor = layout.tensors().iter().find(|tensor| tensor.range().contains(&within));
+        tensor.map_or_else(String::new, |tensor| tensor.name.clone())
+    }
+
+    fn check_start(&self, start: &[f32]) -> Result<(), SampleError> {
+        match start.iter().position(|value| !value.is_finite()) {
+            Some(index) => {
+                Err(SampleError::NonFiniteStart { tensor: self.tensor(index), value: start[index] })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What an update of this model has to ask for.
+    fn request<M, E, D>(&self, model: &M) -> Result<Request, UpdateError>
     where
         M: Network + TensorCollection<E, D>,
         E: Dtype,
         D: Device<E>,
     {
-        if candidates == 0 {
-            return Err(SampleError::NoCandidates.into());
-        }
         M::layout()?.check_matches(&self.weights.header.layout)?;
         let current = self.feedback.ok_or(UpdateError::NoFeedback)?;
-        if !current.is_finite() {
-            return Err(UpdateError::NonFiniteFeedback { metric: current });
-        }
+        check_feedback(current)?;
         let prompt = self.applied_prompt()?;
-        let start = read(model)?;
-        let target = vec![prompt.applied; candidates];
-        let samples =
-            self.sample(&start.repeat(candidates), &vec![current; candidates], &target)?;
+        let flat = flatten::<M, E, D>(model)?;
+        let start: Vec<f32> = flat.iter().map(|v| v.to_f32().unwrap_or(f32::NAN)).collect();
+        self.check_start(&start)?;
+        Ok(Request { start, current, prompt })
+    }
+
+    /// Writes a sample into a model, whole or not at all.
+    fn write<M, E, D>(&self, model: &mut M, sample: &[f32]) -> Result<(), UpdateError>
+    where
+        M: Network + TensorCollection<E, D>,
+        E: Dtype,
+        D: Device<E>,
+    {
+        let cast = |(index, &value): (usize, &f32)| {
+            // A narrow dtype makes an infinity of what it cannot hold.
+            let finite = |value: &E| value.to_f64().is_some_and(f64::is_finite);
+            let value = E::from_f32(value).filter(finite);
+            value.ok_or_else(|| UpdateError::NonFiniteResult { tensor: self.tensor(index) })
+        };
+        let flat = sample.iter().enumerate().map(cast).collect::<Result<Vec<E>, _>>()?;
+        Ok(unflatten::<M, E, D>(model, &flat)?)
+    }
+
+    /// Notes that the model was updated: what was observed and the noise of
+    /// `draws` batches are used up. Everything that can fail comes before.
+    fn accept(&mut self, request: &Request, draws: u64) -> UpdateReport {
+        self.feedback = None;
+        self.draws = self.draws.wrapping_add(draws);
         let evaluations = self.sampler.timesteps().len();
-        let report = UpdateReport { evaluations, prompt: Some(prompt) };
-        Ok((samples, report))
+        UpdateReport { evaluations, prompt: Some(request.prompt) }
     }
 
     fn applied_prompt(&self) -> Result<AppliedPrompt, UpdateError> {
         let asked = self.prompt;
         let range = self.weights.header.prompt_range;
+        check_prompt(asked)?;
         let clamped = range.clamp(asked);
-        if !asked.is_finite() {
-            return Err(SampleError::NonFinitePrompt { asked }.into());
-        }
         let applied = match self.config.policy {
             PromptPolicy::Clamp => clamped,
             PromptPolicy::Extrapolate => asked,
@@ -341,27 +399,20 @@ impl Gpt {
     }
 }
 
-/// A model's parameters as `f32`.
-fn read<M, E, D>(model: &M) -> Result<Vec<f32>, UpdateError>
-where
-    M: TensorCollection<E, D>,
-    E: Dtype,
-    D: Device<E>,
-{
-    let flat = flatten::<M, E, D>(model)?;
-    Ok(flat.iter().map(|value| value.to_f32().unwrap_or(f32::NAN)).collect())
+fn check_prompt(asked: f64) -> Result<(), UpdateError> {
+    if asked.is_finite() {
+        Ok(())
+    } else {
+        Err(SampleError::NonFinitePrompt { asked }.into())
+    }
 }
 
-/// Writes a sample into a model.
-fn write<M, E, D>(model: &mut M, sample: &[f32]) -> Result<(), UpdateError>
-where
-    M: Network + TensorCollection<E, D>,
-    E: Dtype,
-    D: Device<E>,
-{
-    let flat: Vec<E> = sample.iter().filter_map(|&value| E::from_f32(value)).collect();
-    // A value that `E` cannot hold is missing here, which `unflatten` refuses.
-    Ok(unflatten::<M, E, D>(model, &flat)?)
+fn check_feedback(metric: f64) -> Result<(), UpdateError> {
+    if metric.is_finite() {
+        Ok(())
+    } else {
+        Err(UpdateError::NonFiniteFeedback { metric })
+    }
 }
 
 impl<M, E, D> Optimizer<M, D, E> for Gpt
@@ -404,10 +455,10 @@ where
         model: &mut M,
         _gradients: Option<&Gradients<E, D>>,
     ) -> Result<UpdateReport, UpdateError> {
-        let (sample, report) = self.propose(model, 1)?;
-        write(model, &sample)?;
-        self.feedback = None;
-        Ok(report)
+        let request = self.request(model)?;
+        let sample = self.draw(0, &request.batch(1))?;
+        self.write(model, &sample)?;
+        Ok(self.accept(&request, 1))
     }
 
     fn last_error(&self) -> Option<&UpdateError> {
@@ -418,29 +469,52 @@ where
         OptimizerState::new(
             NAME,
             &SavedState {
+                fingerprint: self.fingerprint(),
                 seed: self.config.seed,
                 draws: self.draws,
-                prompt: self.prompt,
-                feedback: self.feedback,
+                prompt: Some(self.prompt).filter(|prompt| prompt.is_finite()),
+                feedback: self.feedback.filter(|metric| metric.is_finite()),
             },
         )
     }
 
     fn restore(&mut self, state: &OptimizerState) -> Result<(), StateError> {
         let saved: SavedState = state.read(NAME)?;
+        let (found, expected) = (saved.fingerprint, self.fingerprint());
+        if found != expected {
+            return Err(StateError::Fingerprint { found, expected });
+        }
         self.config.seed = saved.seed;
         self.draws = saved.draws;
-        self.prompt = saved.prompt;
+        self.prompt = saved.prompt.unwrap_or(f64::NAN);
         self.feedback = saved.feedback;
         Ok(())
     }
 }
 
+/// One update, checked.
+struct Request {
+    start: Vec<f32>,
+    current: f64,
+    prompt: AppliedPrompt,
+}
+
+impl Request {
+    /// As many rows of the same.
+    fn batch(&self, rows: usize) -> Batch {
+        Batch {
+            start: self.start.repeat(rows),
+            current: vec![self.current; rows],
+            target: vec![self.prompt.applied; rows],
+        }
+    }
+}
+
 /// Rows to sample from; see [`Gpt::sample`].
-struct Batch<'a> {
-    start: &'a [f32],
-    current: &'a [f64],
-    target: &'a [f64],
+struct Batch {
+    start: Vec<f32>,
+    current: Vec<f64>,
+    target: Vec<f64>,
 }
 
 /// The executor, grown when a larger batch is asked for.
@@ -463,7 +537,7 @@ impl Engine {
         weights: &Weights,
         sampler: &Sampler,
         mut noise: SeededNoise,
-        batch: &Batch<'_>,
+        batch: &Batch,
     ) -> Result<Vec<f32>, SampleError> {
         let rows = batch.current.len();
         if rows > self.capacity {
@@ -471,11 +545,11 @@ impl Engine {
             self.capacity = rows;
         }
         let normalizer = &weights.header.normalizer;
-        let mut start = batch.start.to_vec();
+        let mut start = batch.start.clone();
         normalizer.normalize(&mut start);
         // The difference is formed in f32 here, as in the reference (NOTES 6).
         let narrow = |metrics: &[f64]| metrics.iter().map(|&v| v as f32).collect::<Vec<f32>>();
-        let (current, target) = (narrow(batch.current), narrow(batch.target));
+        let (current, target) = (narrow(&batch.current), narrow(&batch.target));
         let delta: Vec<f32> = target.iter().zip(&current).map(|(t, c)| t - c).collect();
         let mut timestep = vec![0.0; rows];
         let executor = &mut self.executor;
@@ -494,5 +568,375 @@ impl Engine {
         let mut sample = sampler.sample(&mut noise, start.len(), predict)?;
         normalizer.unnormalize(&mut sample);
         Ok(sample)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dfdx::nn::builders::{Linear, Tanh};
+    use dfdx::nn::DeviceBuildExt;
+    use dfdx::tensor::{Cpu, ZerosTensor};
+    use dfdx::tensor_ops::BroadcastTo;
+
+    use super::*;
+    use crate::gpt::{ModelConfig, Normalizer, PromptRange, WeightsHeader};
+    use crate::metric::{Metric, MetricKind};
+    use crate::network::Built;
+
+    type Net = (Linear<2, 3>, Tanh, Linear<3, 1>);
+    type Model = Built<Net, f32, Cpu>;
+
+    const BEST: f64 = 0.1;
+    const WORST: f64 = 2.0;
+
+    fn model() -> Model {
+        Cpu::seed_from_u64(1).build_module::<Net, f32>()
+    }
+
+    /// A G.pt that changes networks without making them better.
+    fn weights(metric: Metric) -> Weights {
+        let size = ModelConfig { width: 8, blocks: 1, heads: 2, ..ModelConfig::default() };
+        let config = ModelConfig { frequencies: 4, ..size };
+        let layout = Net::layout().unwrap();
+        let model = Transformer::new(config.clone(), &layout).unwrap();
+        let mut parameters: Vec<f32> = model.initialize(0);
+        parameters.iter_mut().enumerate().for_each(|(i, p)| *p += 0.1 * (i as f32).sin());
+        let (best, worst) = match metric.kind.direction() {
+            crate::metric::Direction::Minimize => (BEST, WORST),
+            crate::metric::Direction::Maximize => (WORST, BEST),
+        };
+        let header = WeightsHeader {
+            config,
+            layout,
+            normalizer: Normalizer { scale: 1.0 },
+            metric,
+            prompt_range: PromptRange { best, worst },
+            sampler: SamplerConfig { steps: 3, ..SamplerConfig::default() },
+            task: "none".into(),
+            provenance: serde_json::Value::Null,
+        };
+        Weights { header, parameters, frequencies: model.frequencies().to_vec() }
+    }
+
+    fn gpt(config: GptConfig) -> Gpt {
+        Gpt::new(weights(Metric::VALIDATION_LOSS), config).unwrap()
+    }
+
+    fn bits<M: TensorCollection<f32, Cpu>>(model: &M) -> Vec<u32> {
+        flatten(model).unwrap().into_iter().map(f32::to_bits).collect()
+    }
+
+    fn update(gpt: &mut Gpt, model: &mut Model) -> Result<UpdateReport, UpdateError> {
+        gpt.try_update(model, None::<&Gradients<f32, Cpu>>)
+    }
+
+    /// After a failure, the next update is that of an optimizer that was never
+    /// called.
+    fn assert_unharmed(gpt: &mut Gpt, config: GptConfig) {
+        let (mut a, mut b) = (model(), model());
+        let mut twin = self::gpt(config);
+        for (gpt, model) in [(gpt, &mut a), (&mut twin, &mut b)] {
+            gpt.prompt(0.5);
+            gpt.observe(1.0);
+            update(gpt, model).unwrap();
+        }
+        assert_eq!(bits(&a), bits(&b));
+    }
+
+    #[test]
+    fn a_prompt_outside_the_range_follows_the_policy() {
+        for metric in
+            [Metric::VALIDATION_LOSS, Metric { kind: MetricKind::Return, ..Metric::TEST_LOSS }]
+        {
+            let ask = |policy, prompt| {
+                let config = GptConfig { policy, ..GptConfig::default() };
+                let mut gpt = Gpt::new(weights(metric), config).unwrap();
+                let mut model = model();
+                gpt.prompt(prompt);
+                gpt.observe(1.0);
+                let result = update(&mut gpt, &mut model);
+                (result.map(|report| report.prompt.unwrap()), bits(&model))
+            };
+            for (outside, nearest) in [(0.01, BEST), (-3.0, BEST), (9.0, WORST)] {
+                let (clamped, there) = ask(PromptPolicy::Clamp, outside);
+                let clamped = clamped.unwrap();
+                assert_eq!((clamped.asked, clamped.applied), (outside, nearest));
+                assert!(clamped.is_clamped());
+                assert_eq!(there, ask(PromptPolicy::Clamp, nearest).1);
+
+                let (extrapolated, elsewhere) = ask(PromptPolicy::Extrapolate, outside);
+                assert_eq!(extrapolated.unwrap().applied, outside);
+                assert_ne!(elsewhere, there);
+
+                let (rejected, unchanged) = ask(PromptPolicy::Reject, outside);
+                let error = rejected.unwrap_err();
+                assert_eq!(
+                    error.to_string(),
+                    format!("the prompt is {outside}, expected a value from {BEST} to {WORST}")
+                );
+                assert_eq!(unchanged, bits(&self::model()));
+            }
+            for inside in [BEST, 0.7, WORST] {
+                let results =
+                    [PromptPolicy::Clamp, PromptPolicy::Extrapolate, PromptPolicy::Reject]
+                        .map(|policy| ask(policy, inside));
+                assert!(results.iter().all(|(prompt, _)| !prompt.as_ref().unwrap().is_clamped()));
+                assert!(results.iter().all(|(_, bits)| *bits == results[0].1));
+            }
+        }
+    }
+
+    #[test]
+    fn an_update_starts_from_the_last_and_uses_up_what_was_observed() {
+        let (mut gpt, mut model) = (gpt(GptConfig::default()), model());
+        let mut other = self::gpt(GptConfig::default());
+        for metric in [2.0, 0.7, 0.3] {
+            let start: Vec<f32> = flatten(&model).unwrap();
+            gpt.observe(metric);
+            let report = update(&mut gpt, &mut model).unwrap();
+            assert_eq!(report.evaluations, 3);
+            assert_eq!(flatten(&model).unwrap(), other.sample(&start, &[metric], &[BEST]).unwrap());
+            let before = bits(&model);
+            assert!(matches!(update(&mut gpt, &mut model), Err(UpdateError::NoFeedback)));
+            assert_eq!(bits(&model), before);
+        }
+    }
+
+    #[test]
+    fn every_failure_leaves_model_and_optimizer_alone() {
+        let config = || GptConfig::default();
+        for (prompt, metric) in
+            [(f64::NAN, 1.0), (f64::INFINITY, 1.0), (0.5, f64::NAN), (0.5, f64::NEG_INFINITY)]
+        {
+            let (mut gpt, mut model) = (gpt(config()), model());
+            gpt.prompt(prompt);
+            gpt.observe(metric);
+            update(&mut gpt, &mut model).unwrap_err();
+            gpt.update_best_of(&mut model, 2, |_| 0.0).unwrap_err();
+            assert_eq!(bits(&model), bits(&self::model()));
+            assert_unharmed(&mut gpt, config());
+        }
+
+        // Parameters to start from, wherever the bad one is.
+        let (mut gpt, mut model) = (gpt(config()), model());
+        for (position, tensor) in [(0, "0.weight"), (8, "0.bias"), (12, "2.bias")] {
+            for bad in [f32::NAN, f32::INFINITY] {
+                let mut flat = flatten(&self::model()).unwrap();
+                flat[position] = bad;
+                unflatten(&mut model, &flat).unwrap();
+                let before = bits(&model);
+                gpt.observe(1.0);
+                let error = update(&mut gpt, &mut model).unwrap_err();
+                let cause = std::error::Error::source(&error).unwrap().to_string();
+                assert!(cause.starts_with(&format!("tensor `{tensor}` holds {bad}")), "{cause}");
+                assert_eq!(bits(&model), before);
+            }
+        }
+        assert_unharmed(&mut gpt, config());
+
+        // Another network.
+        let mut gpt = self::gpt(config());
+        type Other = (Linear<2, 4>, Tanh, Linear<4, 1>);
+        let mut other = Cpu::seed_from_u64(0).build_module::<Other, f32>();
+        let before = bits(&other);
+        gpt.observe(1.0);
+        let error = gpt.try_update(&mut other, None::<&Gradients<f32, Cpu>>).unwrap_err();
+        assert!(matches!(error, UpdateError::Layout(_)), "{error}");
+        assert_eq!(bits(&other), before);
+        assert_unharmed(&mut gpt, config());
+
+        // A tensor that can be read but not written.
+        let mut gpt = self::gpt(config());
+        let mut broadcast = self::model();
+        let zero: dfdx::tensor::Tensor<dfdx::shapes::Rank0, f32, Cpu> = Cpu::default().zeros();
+        broadcast.0.bias = zero.broadcast();
+        let before = bits(&broadcast);
+        gpt.observe(1.0);
+        let error = update(&mut gpt, &mut broadcast).unwrap_err();
+        assert!(matches!(error, UpdateError::Network(_)), "{error}");
+        gpt.update_best_of(&mut broadcast, 2, |_| 0.0).unwrap_err();
+        assert_eq!(bits(&broadcast), before);
+        assert_unharmed(&mut gpt, config());
+    }
+
+    #[test]
+    fn dfdx_s_update_keeps_the_error_until_it_succeeds() {
+        let (mut gpt, mut model) = (gpt(GptConfig::default()), model());
+        let last = |gpt: &Gpt| {
+            LearnedOptimizer::<Model, f32, Cpu>::last_error(gpt).map(|error| error.to_string())
+        };
+        let gradients = Gradients::leaky();
+        gpt.update(&mut model, &gradients).unwrap_err();
+        assert_eq!(last(&gpt), Some(UpdateError::NoFeedback.to_string()));
+        gpt.observe(f64::NAN);
+        gpt.update(&mut model, &gradients).unwrap_err();
+        assert_eq!(
+            last(&gpt),
+            Some(UpdateError::NonFiniteFeedback { metric: f64::NAN }.to_string())
+        );
+        assert_eq!(bits(&model), bits(&self::model()));
+        gpt.observe(1.0);
+        gpt.update(&mut model, &gradients).unwrap();
+        assert_eq!(last(&gpt), None);
+        assert_ne!(bits(&model), bits(&self::model()));
+    }
+
+    #[test]
+    fn best_of_k_keeps_the_best_in_the_direction_of_the_metric() {
+        // More than one batch, with scores that are no numbers among them.
+        const CANDIDATES: usize = MAX_BATCH + 6;
+        for kind in [MetricKind::Loss, MetricKind::Return] {
+            let metric = Metric { kind, ..Metric::VALIDATION_LOSS };
+            let (mut gpt, mut model) =
+                (Gpt::new(weights(metric), GptConfig::default()).unwrap(), model());
+            let clone = model.clone();
+            let mut seen: Vec<(f64, Vec<u32>)> = Vec::new();
+            gpt.observe(1.0);
+            gpt.update_best_of(&mut model, CANDIDATES, |candidate| {
+                let bits = bits(candidate);
+                assert!(seen.iter().all(|(_, other)| *other != bits), "two candidates are one");
+                // Finite scores -1, 0 and 1: ties go to the first.
+                let score = match seen.len() % 5 {
+                    0 => f64::NAN,
+                    1 => f64::NEG_INFINITY,
+                    i => i as f64 - 3.0,
+                };
+                seen.push((score, bits));
+                score
+            })
+            .unwrap();
+            assert_eq!(seen.len(), CANDIDATES);
+            let best = if kind == MetricKind::Loss { 2 } else { 4 };
+            assert_eq!(bits(&model), seen[best].1);
+            assert_eq!(bits(&clone), bits(&self::model()), "a clone was written to");
+        }
+    }
+
+    #[test]
+    fn best_of_one_is_an_update() {
+        let (mut a, mut b) = (model(), model());
+        let (mut first, mut second) = (gpt(GptConfig::default()), gpt(GptConfig::default()));
+        for _ in 0..2 {
+            first.observe(1.0);
+            second.observe(1.0);
+            let report = first.update_best_of(&mut a, 1, |_| 3.0).unwrap();
+            assert_eq!(report, update(&mut second, &mut b).unwrap());
+            assert_eq!(bits(&a), bits(&b));
+        }
+    }
+
+    #[test]
+    fn best_of_none_and_best_of_no_score_change_nothing() {
+        let (mut gpt, mut model) = (gpt(GptConfig::default()), model());
+        gpt.observe(1.0);
+        let error = gpt.update_best_of(&mut model, 0, |_| 0.0).unwrap_err();
+        let expected = SampleError::NoCandidates;
+        assert_eq!(std::error::Error::source(&error).unwrap().to_string(), expected.to_string());
+        for score in [f64::NAN, f64::INFINITY] {
+            let mut calls = 0;
+            let error = gpt.update_best_of(&mut model, 3, |candidate| {
+                assert_ne!(bits(candidate), bits(&self::model()));
+                calls += 1;
+                score
+            });
+            let error = error.unwrap_err();
+            let expected = SampleError::NoFiniteScore { candidates: 3 };
+            assert_eq!(
+                std::error::Error::source(&error).unwrap().to_string(),
+                expected.to_string()
+            );
+            assert_eq!(calls, 3);
+        }
+        assert_eq!(bits(&model), bits(&self::model()));
+        assert_unharmed(&mut gpt, GptConfig::default());
+    }
+
+    #[test]
+    fn models_in_double_precision_get_the_same_numbers() {
+        let mut narrow = model();
+        let mut wide = Cpu::default().build_module::<Net, f64>();
+        let flat: Vec<f64> = flatten(&narrow).unwrap().into_iter().map(f64::from).collect();
+        unflatten(&mut wide, &flat).unwrap();
+        let (mut a, mut b) = (gpt(GptConfig::default()), gpt(GptConfig::default()));
+        a.observe(1.0);
+        b.observe(1.0);
+        update(&mut a, &mut narrow).unwrap();
+        b.try_update(&mut wide, None::<&Gradients<f64, Cpu>>).unwrap();
+        let expected: Vec<f64> = flatten(&narrow).unwrap().into_iter().map(f64::from).collect();
+        assert_eq!(flatten(&wide).unwrap(), expected);
+
+        // Finite, but not for G.pt.
+        let huge = vec![1e300; expected.len()];
+        unflatten(&mut wide, &huge).unwrap();
+        b.observe(1.0);
+        b.try_update(&mut wide, None::<&Gradients<f64, Cpu>>).unwrap_err();
+        b.update_best_of(&mut wide, 2, |_| 0.0).unwrap_err();
+        assert_eq!(flatten(&wide).unwrap(), huge);
+    }
+
+    #[test]
+    fn a_state_goes_to_the_same_network_only() {
+        type State<'a> = &'a dyn LearnedOptimizer<Model, f32, Cpu>;
+        let (mut saved, mut a) = (gpt(GptConfig { seed: 5, ..Default::default() }), model());
+        saved.prompt(0.4);
+        saved.observe(1.0);
+        update(&mut saved, &mut a).unwrap();
+        saved.observe(0.5);
+        let state = (&saved as State).state().unwrap();
+
+        let (mut restored, mut b) = (gpt(GptConfig::default()), a.clone());
+        LearnedOptimizer::<Model, f32, Cpu>::restore(&mut restored, &state).unwrap();
+        assert_eq!((&restored as State).state().unwrap(), state);
+        update(&mut saved, &mut a).unwrap();
+        update(&mut restored, &mut b).unwrap();
+        assert_eq!(bits(&a), bits(&b));
+
+        let mut foreign = weights(Metric::VALIDATION_LOSS);
+        foreign.header.layout = <(Linear<2, 4>, Tanh, Linear<4, 1>)>::layout().unwrap();
+        let mut foreign = Gpt::new(foreign, GptConfig::default()).unwrap();
+        let error = LearnedOptimizer::<Model, f32, Cpu>::restore(&mut foreign, &state).unwrap_err();
+        assert!(matches!(error, StateError::Fingerprint { .. }), "{error}");
+
+        // Not even a prompt that is no number is lost.
+        saved.prompt(f64::NAN);
+        saved.observe(1.0);
+        let json = serde_json::to_string(&(&saved as State).state().unwrap()).unwrap();
+        let state = serde_json::from_str(&json).unwrap();
+        LearnedOptimizer::<Model, f32, Cpu>::restore(&mut restored, &state).unwrap();
+        update(&mut restored, &mut b).unwrap_err();
+    }
+
+    #[test]
+    fn a_batch_is_checked_before_it_is_sampled() {
+        let mut gpt = gpt(GptConfig::default());
+        let start: Vec<f32> = flatten(&model()).unwrap();
+        assert!(gpt.sample(&[], &[], &[]).unwrap().is_empty());
+        gpt.sample(&start[1..], &[1.0], &[0.5]).unwrap_err();
+        gpt.sample(&start, &[1.0], &[0.5, 0.5]).unwrap_err();
+        gpt.sample(&start, &[f64::NAN], &[0.5]).unwrap_err();
+        gpt.sample(&start, &[1.0], &[f64::INFINITY]).unwrap_err();
+        assert_unharmed(&mut gpt, GptConfig::default());
+    }
+
+    #[test]
+    fn weights_that_cannot_be_used_are_refused() {
+        let refused = |change: fn(&mut Weights)| {
+            let mut weights = weights(Metric::VALIDATION_LOSS);
+            change(&mut weights);
+            format!("{:?}", Gpt::new(weights, GptConfig::default()).err().unwrap())
+        };
+        let nan = PromptRange { best: f64::NAN, worst: f64::NAN };
+        let turned = PromptRange { best: WORST, worst: BEST };
+        for range in [nan, turned] {
+            let mut weights = weights(Metric::VALIDATION_LOSS);
+            weights.header.prompt_range = range;
+            assert!(Gpt::new(weights, GptConfig::default()).is_err());
+        }
+        assert!(refused(|w| w.header.normalizer.scale = 0.0).contains("scale"));
+        assert!(refused(|w| w.header.sampler.steps = 0).contains("steps"));
+        assert!(refused(|w| w.header.config.width = 7).contains("heads"));
+        let none = SamplerConfig { steps: 0, ..SamplerConfig::default() };
+        let config = GptConfig { sampler: Some(none), ..GptConfig::default() };
+        assert!(Gpt::new(weights(Metric::VALIDATION_LOSS), config).is_err());
     }
 }

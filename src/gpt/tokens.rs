@@ -16,6 +16,11 @@
 use super::config::{ConfigError, ModelConfig, Tokenization};
 use crate::layout::Layout;
 
+/// Most parameters of a network that can be cut: far more than fit into a sample.
+const MOST_PARAMETERS: usize = 1 << 26;
+/// Most tokens, but for the last pieces of tensors: attention needs their square.
+const MOST_TOKENS: usize = 1 << 16;
+
 /// Tokens that share an encoder.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct InputClass {
@@ -67,22 +72,34 @@ impl Tokens {
     /// Cuts a layout as the configuration says.
     ///
     /// # Errors
-    /// If there is nothing to cut, or more than 2^32 values.
+    /// If there is nothing to cut, or more than [`MOST_PARAMETERS`] or [`MOST_TOKENS`].
     pub fn new(config: &ModelConfig, layout: &Layout) -> Result<Self, ConfigError> {
         let parameters = layout.num_parameters();
         let scalars = if config.absolute_conditioning { 4 } else { 2 };
         let embedding = 2 * config.frequencies + 1;
-        let input_len = parameters
-            .checked_mul(2)
-            .and_then(|n| n.checked_add(embedding.checked_mul(scalars)?))
-            .filter(|&n| u32::try_from(n).is_ok());
-        let (Some(input_len), true) = (input_len, parameters > 0) else {
+        let input_len =
+            parameters.checked_mul(2).and_then(|n| n.checked_add(embedding.checked_mul(scalars)?));
+        let fits = (1..=MOST_PARAMETERS).contains(&parameters);
+        let (Some(input_len), true) = (input_len, fits) else {
             return Err(ConfigError::Field {
                 field: "layout",
                 found: format!("{parameters} parameters"),
-                expected: "1 to about 2^31 parameters".into(),
+                expected: format!("1 to {MOST_PARAMETERS} parameters"),
             });
         };
+        // Before anything is allocated: layout and policy may come from a file.
+        let least = match config.tokenization {
+            Tokenization::Units => {
+                let units = layout.groups().iter().map(|group| group.units);
+                units.fold(0usize, usize::saturating_add)
+            }
+            Tokenization::LayerByLayer => 2 * layout.tensors().len(),
+            Tokenization::Chunk { length }
+            | Tokenization::ChunkWithinLayer { length }
+            | Tokenization::ChunkWithinInput { length } => 2 * parameters / length,
+        };
+        let expected = format!("a tokenization into at most {MOST_TOKENS} tokens");
+        ConfigError::check(least <= MOST_TOKENS, "tokens", &least, &expected)?;
         let tokens = match config.tokenization {
             Tokenization::Units => units(layout, input_len)?,
             policy => reference(policy, layout, scalars, embedding, input_len),
@@ -302,6 +319,23 @@ mod tests {
         let tokens = Tokens::new(&config(Tokenization::Units), &mlp(&[2, 3, 4, 1])).unwrap();
         let values: Vec<usize> = tokens.outputs.iter().map(|c| c.values).collect();
         assert_eq!(values, [2 + 1, 3 + 1 + 1, 1]);
+    }
+
+    #[test]
+    fn what_no_memory_is_enough_for_is_refused_before_it_is_cut() {
+        let long = mlp(&[1 << 18, 8, 2]);
+        for (policy, layout) in [
+            (Tokenization::Units, mlp(&[2, 1 << 20, 2])),
+            (Tokenization::Units, mlp(&[1 << 30, 1 << 20, 2])),
+            (Tokenization::Chunk { length: 1 }, long.clone()),
+            (Tokenization::ChunkWithinLayer { length: 1 }, long.clone()),
+            (Tokenization::ChunkWithinInput { length: 1 }, long.clone()),
+            (Tokenization::LayerByLayer, mlp(&[1 << 30, 1 << 20, 2])),
+        ] {
+            let found = Tokens::new(&config(policy), &layout);
+            assert!(matches!(found, Err(ConfigError::Field { .. })), "{policy:?}");
+        }
+        assert!(Tokens::new(&config(Tokenization::Units), &long).is_ok());
     }
 
     #[test]

@@ -133,7 +133,8 @@ impl TrainerConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         let check = ConfigError::check;
         check(self.steps > 0, "steps", &self.steps, &"at least 1")?;
-        check(self.batch > 0, "batch", &self.batch, &"at least 1")?;
+        let most = 1 << 20;
+        check((1..=most).contains(&self.batch), "batch", &self.batch, &format!("1 to {most}"))?;
         let rate = self.learning_rate;
         check(rate.is_finite() && rate > 0.0, "learning_rate", &rate, &"a positive number")?;
         let decay = self.weight_decay;
@@ -274,7 +275,7 @@ impl Batch {
             self.noise[row.clone()].fill_with(|| rng.sample(StandardNormal));
             let (clean, noise) = (&self.pairs.end[row.clone()], &self.noise[row.clone()]);
             schedule.q_sample(t, clean, noise, &mut self.noised[row]);
-            // The difference is formed in f64, as in the reference (NOTES 6).
+            // The difference is formed in f64, as in the reference when it trains.
             let (from, to) = (self.pairs.start_metric[n], self.pairs.end_metric[n]);
             self.delta[n] = (to - from) as f32;
             self.target[n] = to as f32;
@@ -407,8 +408,9 @@ impl Trainer {
     /// of training, over `batches` batches that are always the same.
     ///
     /// # Errors
-    /// If no run is held out.
+    /// If no run is held out, or `batches` is 0.
     pub fn held_out_loss(&mut self, batches: u64) -> Result<f64, TrainError> {
+        ConfigError::check(batches > 0, "batches", &batches, &"at least 1")?;
         let config = self.pairs.config().clone();
         let mut pairs = PairSampler::new(self.dataset.clone(), Part::HeldOut, config)?;
         let mut output = vec![0.0; self.batch.noised.len()];
@@ -484,7 +486,8 @@ impl Trainer {
         Ok(file::write(path.as_ref(), KIND, &self.header(), &entries)?)
     }
 
-    /// Goes on from a saved state, to the same result as if never interrupted.
+    /// Goes on from a saved state, to the same result as if never interrupted, if
+    /// there are as many threads.
     ///
     /// # Errors
     /// If the file is damaged or belongs to another model, configuration or
@@ -518,5 +521,160 @@ impl Trainer {
             average: contents.tensor("average", &shape)?,
         };
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoints::{DatasetConfig, Metadata, RunInfo, Store};
+    use crate::layout::LayoutBuilder;
+
+    /// Made-up runs: parameters shrink, and the metric with them.
+    fn dataset(hidden: usize, runs: u64, metric: Metric) -> Arc<Dataset> {
+        let folder = tempfile::tempdir().unwrap();
+        let mut builder = LayoutBuilder::new();
+        builder.scope("hidden", |b| b.linear(2, hidden, true));
+        builder.scope("output", |b| b.linear(hidden, 1, true));
+        let layout = builder.finish().unwrap();
+        let size = layout.num_parameters();
+        let metadata = Metadata::new("shrink", layout, vec![metric]);
+        let store = Store::create(folder.path(), metadata).unwrap();
+        for id in 0..runs {
+            let mut run = store.begin_run(RunInfo::new(id, id)).unwrap();
+            let mut rng = ChaCha8Rng::seed_from_u64(id);
+            let start: Vec<f32> = (0..size).map(|_| rng.sample(StandardNormal)).collect();
+            for scale in [1.0f32, 0.8, 0.5, 0.3, 0.1] {
+                let flat: Vec<f32> = start.iter().map(|p| p * scale).collect();
+                run.record_flat(&flat, &[f64::from(scale)]).unwrap();
+            }
+            run.finish().unwrap();
+        }
+        let config = DatasetConfig { metric, held_out: 2, train: None };
+        Arc::new(Dataset::load(&store, &config).unwrap())
+    }
+
+    fn model() -> ModelConfig {
+        ModelConfig { width: 8, blocks: 1, heads: 2, frequencies: 4, ..ModelConfig::default() }
+    }
+
+    fn config() -> TrainerConfig {
+        TrainerConfig { steps: 6, batch: 5, warmup: 2, ..TrainerConfig::default() }
+    }
+
+    fn trainer(dataset: &Arc<Dataset>, config: TrainerConfig) -> Trainer {
+        Trainer::new(dataset.clone(), model(), config, 1).unwrap()
+    }
+
+    #[test]
+    fn resumed_at_any_step_a_training_ends_at_the_same_bits() {
+        let dataset = dataset(3, 8, Metric::VALIDATION_LOSS);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        let mut unbroken = trainer(&dataset, config());
+        let reports: Vec<StepReport> = (0..6).map(|_| unbroken.step().unwrap()).collect();
+        assert!(unbroken.is_finished());
+        for broken_at in 0..=6 {
+            let mut first = trainer(&dataset, config());
+            for _ in 0..broken_at {
+                first.step().unwrap();
+            }
+            first.save(&path).unwrap();
+            let mut second = trainer(&dataset, config());
+            second.resume(&path).unwrap();
+            assert_eq!(second.steps_done(), broken_at as u64);
+            assert_eq!(second.state, first.state);
+            for report in &reports[broken_at..] {
+                // Looking at the held-out loss must not matter.
+                second.held_out_loss(1).unwrap();
+                assert_eq!(second.step().unwrap(), *report);
+            }
+            assert_eq!(second.state, unbroken.state);
+        }
+    }
+
+    #[test]
+    fn a_diverging_loss_is_an_error_that_changes_nothing() {
+        let dataset = dataset(3, 8, Metric::VALIDATION_LOSS);
+        let config =
+            TrainerConfig { learning_rate: 1e30, warmup: 0, gradient_clip: None, ..config() };
+        let mut trainer = trainer(&dataset, config);
+        let error = loop {
+            let before = trainer.state.clone();
+            if let Err(error) = trainer.step() {
+                assert_eq!(trainer.state, before);
+                break error;
+            }
+            assert!(!trainer.is_finished(), "it does not diverge");
+        };
+        let step = trainer.steps_done();
+        assert!(matches!(error, TrainError::Diverged { step: s, .. } if s == step), "{error}");
+        assert!(trainer.step().is_err(), "and again");
+    }
+
+    #[test]
+    fn a_state_of_another_training_is_refused_and_says_why() {
+        let data = dataset(3, 8, Metric::VALIDATION_LOSS);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        let mut saved = trainer(&data, config());
+        saved.step().unwrap();
+        saved.save(&path).unwrap();
+
+        let new = |dataset: Arc<Dataset>, model: ModelConfig, config: TrainerConfig| {
+            Trainer::new(dataset, model, config, 1).unwrap()
+        };
+        let others = [
+            ("configuration", new(data.clone(), model(), TrainerConfig { seed: 1, ..config() })),
+            ("configuration", new(data.clone(), model(), TrainerConfig { steps: 7, ..config() })),
+            ("model", new(data.clone(), ModelConfig { width: 16, ..model() }, config())),
+            ("data set", new(dataset(3, 9, Metric::VALIDATION_LOSS), model(), config())),
+            ("data set", new(dataset(3, 8, Metric::VALIDATION_ERROR), model(), config())),
+            ("layout", new(dataset(4, 8, Metric::VALIDATION_LOSS), model(), config())),
+        ];
+        for (what, mut other) in others {
+            let before = other.state.clone();
+            let error = other.resume(&path).unwrap_err().to_string();
+            let start = format!("the training state was made with another {what}: found ");
+            assert!(error.starts_with(&start), "{error}");
+            assert_eq!(other.state, before);
+        }
+
+        let bytes = std::fs::read(&path).unwrap();
+        let before = saved.state.clone();
+        for cut in [0, 7, 100, bytes.len() / 2, bytes.len() - 1] {
+            std::fs::write(&path, &bytes[..cut]).unwrap();
+            assert!(matches!(saved.resume(&path), Err(TrainError::File(_))), "cut to {cut} bytes");
+            assert_eq!(saved.state, before);
+        }
+    }
+
+    #[test]
+    fn the_held_out_loss_is_always_of_the_same_pairs_and_falls() {
+        let dataset = dataset(3, 8, Metric::VALIDATION_LOSS);
+        let config = TrainerConfig { steps: 200, learning_rate: 5e-3, ..config() };
+        let mut trainer = trainer(&dataset, config);
+        let before = trainer.held_out_loss(4).unwrap();
+        assert_eq!(trainer.held_out_loss(4).unwrap(), before);
+        while !trainer.is_finished() {
+            trainer.step().unwrap();
+        }
+        let after = trainer.held_out_loss(4).unwrap();
+        assert!(after < 0.8 * before, "from {before} to {after}");
+        assert!(matches!(trainer.held_out_loss(0), Err(TrainError::Config(_))));
+    }
+
+    #[test]
+    fn the_prompt_range_is_that_of_the_runs_to_train_on() {
+        use crate::metric::{MetricKind, Split};
+        let reward = Metric { kind: MetricKind::Return, split: Split::Validation };
+        for (metric, best, worst) in [(Metric::VALIDATION_LOSS, 0.1, 1.0), (reward, 1.0, 0.1)] {
+            let trainer = trainer(&dataset(3, 4, metric), config());
+            let weights =
+                trainer.weights(SamplerConfig::default(), "shrink", serde_json::Value::Null);
+            let range = weights.header.prompt_range;
+            assert!((range.best - best).abs() < 1e-6 && (range.worst - worst).abs() < 1e-6);
+            weights.header.validate().unwrap();
+        }
     }
 }

@@ -87,6 +87,23 @@ pub struct WeightsHeader {
     pub provenance: serde_json::Value,
 }
 
+impl WeightsHeader {
+    /// Checks prompt range, sampler and normaliser. The configuration is checked
+    /// by [`Weights::model`].
+    ///
+    /// # Errors
+    /// The first that cannot be used.
+    pub fn validate(&self) -> Result<(), WeightsError> {
+        let range = self.prompt_range;
+        if !range.is_valid(self.metric.kind.direction()) {
+            return Err(WeightsError::PromptRange { best: range.best, worst: range.worst });
+        }
+        self.sampler.validate()?;
+        self.normalizer.validate()?;
+        Ok(())
+    }
+}
+
 /// A trained G.pt: everything that is needed to sample from it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Weights {
@@ -115,12 +132,7 @@ impl Weights {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, WeightsError> {
         let contents = Contents::<WeightsHeader>::parse(bytes, KIND)?;
         let header = contents.header.clone();
-        let range = header.prompt_range;
-        if !range.is_valid(header.metric.kind.direction()) {
-            return Err(WeightsError::PromptRange { best: range.best, worst: range.worst });
-        }
-        header.sampler.validate()?;
-        header.normalizer.validate()?;
+        header.validate()?;
         let model = Transformer::new(header.config.clone(), &header.layout)?;
         let frequencies = contents.tensor(FREQUENCIES, &[header.config.frequencies])?;
         // All are read before anything is allocated for all: the size of the model

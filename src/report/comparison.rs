@@ -261,6 +261,8 @@ fn learned(comparison: &Comparison, figure: &Figure) -> Result<(), ReportError> 
 /// An axis that holds all values: logarithmic for a loss, linear otherwise.
 pub(super) fn value_axis(metric: Metric, values: impl Iterator<Item = f64>) -> Axis {
     let (low, high) = values.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
+    // Where everything has diverged, there is nothing to show.
+    let (low, high) = if low <= high { (low, high) } else { (0.0, 1.0) };
     let label = match metric.kind {
         MetricKind::Error => format!("mean {metric} in percent"),
         _ => format!("mean {metric}"),

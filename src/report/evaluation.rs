@@ -12,7 +12,8 @@ use crate::metric::{Metric, Split};
 pub fn evaluation_table(evaluation: &Evaluation) -> Table {
     let metrics: Vec<Metric> = evaluation.updates.random.iter().map(|(metric, _)| metric).collect();
     let names = metrics.iter().map(Metric::to_string);
-    let fixed = ["on unseen networks", "updates", "wall-clock"].map(str::to_owned);
+    let fixed =
+        [format!("on {} networks", which(evaluation)), "updates".into(), "wall-clock".into()];
     let mut table = Table::new(fixed.into_iter().chain(names));
     let mut row = |name: String, updates: usize, time: String, scores: &Scores| {
         let cells = [name, updates.to_string(), time];
@@ -29,6 +30,14 @@ pub fn evaluation_table(evaluation: &Evaluation) -> Table {
     let best = &updates.best_of_k;
     row(format!("best of {}", best.candidates), 1, seconds(best.seconds), &best.scores);
     table
+}
+
+/// Whether training has had a part in the networks.
+fn which(evaluation: &Evaluation) -> &'static str {
+    match evaluation.config.seen {
+        true => "seen",
+        false => "unseen",
+    }
 }
 
 /// Mean observed metric for each prompt, by its place between best and start.
@@ -74,11 +83,12 @@ pub fn evaluation_page(
     let test = Metric { split: Split::Test, ..metric };
     let prompts = evaluation.config.prompts;
     let networks = evaluation.networks;
+    let which = which(evaluation);
     let body = [
         section(
             "Asked for and observed",
             &format!(
-                "One update for each of {prompts} prompts and {networks} unseen random initialisations. \
+                "One update for each of {prompts} prompts and {networks} {which} random initialisations. \
                  On the diagonal, an update does exactly what it is asked. Prompt alignment is the mean \
                  over networks of R² between prompted and observed {metric}."
             ),
@@ -122,7 +132,7 @@ fn settings(evaluation: &Evaluation) -> Vec<(String, String)> {
     let config = &evaluation.config;
     let pairs = [
         ("seed", config.seed.to_string()),
-        ("networks", evaluation.networks.to_string()),
+        ("networks", format!("{} {}", evaluation.networks, which(evaluation))),
         ("prompts", config.prompts.to_string()),
         (
             "worst prompt",
@@ -143,10 +153,11 @@ fn scatter(evaluation: &Evaluation) -> Result<String, ReportError> {
         .filter(|(_, observed)| observed.is_finite())
         .collect();
     let ends = |low: f64, high: f64, v: f64| (low.min(v), high.max(v));
-    let (low, high) =
-        pairs.iter().fold((f64::MAX, f64::MIN), |(low, high), p| ends(low, high, p.0));
-    let (least, most) =
-        pairs.iter().fold((f64::MAX, f64::MIN), |(low, high), p| ends(low, high, p.1));
+    // Where every update has diverged, the axes still show what was asked for.
+    let prompts = evaluation.prompts.iter().flatten().copied().filter(|p| p.is_finite());
+    let (low, high) = prompts.fold((f64::MAX, f64::MIN), |(low, high), p| ends(low, high, p));
+    let (low, high) = if low <= high { (low, high) } else { (0.0, 1.0) };
+    let (least, most) = pairs.iter().fold((low, high), |(low, high), p| ends(low, high, p.1));
     let margin = 0.03 * (high - low).max(1e-9);
     let x = Axis::linear(&format!("{metric} asked for"), low - margin..high + margin, 8);
     let lowest = least.min(low) - margin;
@@ -166,4 +177,49 @@ fn scatter(evaluation: &Evaluation) -> Result<String, ReportError> {
         figure.curve(&means, TEAL, Line::Solid)?;
         means.iter().try_for_each(|&mean| figure.disc(mean, 4, TEAL, 1.0))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::alignment::Request;
+    use crate::eval::{compare, evaluate, BaselineConfig, ComparisonConfig};
+    use crate::eval::{EvaluationConfig, Subject, UpdateConfig};
+    use crate::report::comparison_page;
+    use crate::tasks::Digits;
+
+    #[test]
+    fn updates_that_have_all_diverged_are_reported_too() {
+        let digits = Digits::load().unwrap();
+        let mut sample = |request: Request<'_>| Ok(vec![f32::NAN; request.start.len()]);
+        let mut subject = Subject {
+            name: "broken",
+            sample: &mut sample,
+            metric: Metric::VALIDATION_LOSS,
+            best_prompt: 0.1,
+        };
+        let updates = UpdateConfig { recursive: 2, ..UpdateConfig::default() };
+        let config = EvaluationConfig {
+            networks: 2,
+            prompts: 3,
+            seen: true,
+            updates: updates.clone(),
+            ..EvaluationConfig::default()
+        };
+        let evaluation = evaluate(&digits, &mut subject, &config, &()).unwrap();
+        let page = evaluation_page(&evaluation, &Provenance::default()).unwrap();
+        assert!(page.contains("diverged") && page.contains("2 seen random initialisations"));
+
+        let baselines = BaselineConfig {
+            steps: 2,
+            sgd_rates: vec![0.1],
+            adam_rates: vec![0.1],
+            grid_steps: 1,
+            ..BaselineConfig::default()
+        };
+        let config = ComparisonConfig { networks: 2, updates, baselines, seed: 0 };
+        let comparison = compare(&digits, &mut subject, &config, &()).unwrap();
+        let page = comparison_page(&comparison, &Provenance::default()).unwrap();
+        assert!(page.contains("diverged") && page.contains("</html>"));
+    }
 }

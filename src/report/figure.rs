@@ -251,13 +251,16 @@ impl Figure<'_, '_> {
         self.root.draw(&Polygon::new(outline, colour.mix(0.15).filled())).map_err(ReportError::new)
     }
 
-    /// A dashed line in the colour of the text.
+    /// A dashed line in the colour of the text; none to a value that is not a number.
     pub fn rule(&self, from: (f64, f64), to: (f64, f64)) -> Result<(), ReportError> {
+        if !from.1.is_finite() || !to.1.is_finite() {
+            return Ok(());
+        }
         let points = vec![self.pixel(from), self.pixel(to)];
         self.pixels(points, INK.mix(0.55).stroke_width(1), Line::Dashed)
     }
 
-    /// A disc.
+    /// A disc; none for a value that is not a number.
     pub fn disc(
         &self,
         at: (f64, f64),
@@ -265,6 +268,9 @@ impl Figure<'_, '_> {
         colour: RGBColor,
         opacity: f64,
     ) -> Result<(), ReportError> {
+        if !at.1.is_finite() {
+            return Ok(());
+        }
         let disc = Circle::new(self.pixel(at), radius, colour.mix(opacity).filled());
         self.root.draw(&disc).map_err(ReportError::new)
     }
@@ -275,8 +281,11 @@ impl Figure<'_, '_> {
         self.root.draw(&ring).map_err(ReportError::new)
     }
 
-    /// A diamond.
+    /// A diamond; none for a value that is not a number.
     pub fn diamond(&self, at: (f64, f64), colour: RGBColor) -> Result<(), ReportError> {
+        if !at.1.is_finite() {
+            return Ok(());
+        }
         self.root.draw(&diamond(self.pixel(at), colour)).map_err(ReportError::new)
     }
 
@@ -289,7 +298,8 @@ impl Figure<'_, '_> {
         self.path(&[(x, low), (x, high)], colour.stroke_width(2))
     }
 
-    /// A note beside a point, `offset` pixels away from it.
+    /// A note beside a point, `offset` pixels away from it; none beside a value that
+    /// is not a number.
     pub fn note(
         &self,
         text: &str,
@@ -297,6 +307,9 @@ impl Figure<'_, '_> {
         offset: (i32, i32),
         colour: Option<RGBColor>,
     ) -> Result<(), ReportError> {
+        if !at.1.is_finite() {
+            return Ok(());
+        }
         let (x, y) = self.pixel(at);
         let h = if offset.0 < 0 { HPos::Right } else { HPos::Left };
         let style = text_style(colour.unwrap_or(INK), TEXT, h, VPos::Center);

@@ -44,9 +44,6 @@ pub enum RecordingError {
     },
 }
 
-/// Most runs, and most checkpoints of a run: both are listed in memory.
-const MOST: u64 = 1_000_000;
-
 /// How runs are trained, and which of their moments are kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RecordingConfig {
@@ -90,11 +87,13 @@ impl RecordingConfig {
         let setting = |field, found: String, expected: &str| {
             Err(TaskError::Setting { field, found, expected: expected.to_owned() })
         };
-        if !(1..=MOST).contains(&self.runs) {
-            return setting("runs", self.runs.to_string(), "1 to 1000000");
+        // All runs are listed in memory before the first is recorded.
+        if !(1..=1 << 20).contains(&self.runs) {
+            return setting("runs", self.runs.to_string(), "1 to 2^20");
         }
-        if !(2..=MOST).contains(&(self.saves as u64)) {
-            return setting("saves", self.saves.to_string(), "2 to 1000000");
+        // Fewer than are asked for are kept where there are not as many steps.
+        if !(2..=1 << 20).contains(&self.saves) {
+            return setting("saves", self.saves.to_string(), "2 to 2^20");
         }
         if !(self.spacing > 0.0 && self.spacing.is_finite()) {
             return setting("spacing", self.spacing.to_string(), "a positive number");
@@ -261,6 +260,21 @@ mod tests {
     }
 
     #[test]
+    fn settings_that_cannot_be_used_are_named() {
+        let good = RecordingConfig::default();
+        assert!(good.validate().is_ok());
+        for (bad, field) in [
+            (RecordingConfig { runs: 0, ..good.clone() }, "runs"),
+            (RecordingConfig { runs: u64::MAX, ..good.clone() }, "runs"),
+            (RecordingConfig { saves: 1, ..good.clone() }, "saves"),
+            (RecordingConfig { saves: usize::MAX, ..good.clone() }, "saves"),
+            (RecordingConfig { spacing: f64::NAN, ..good.clone() }, "spacing"),
+        ] {
+            assert!(bad.validate().unwrap_err().to_string().contains(field), "{field}");
+        }
+    }
+
+    #[test]
     fn runs_are_recorded_once_and_are_decided_by_their_seed() {
         let digits = crate::tasks::Digits::load().unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -270,13 +284,14 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         let store = open_store(&digits, at("a"), &config, Precision::F32).unwrap();
         let options = RecordOptions { threads: 1, ..RecordOptions::default() };
-        assert_eq!(record(&digits, &store, &config, &options).unwrap().progress.kept, 2);
+        let fresh = Starts::default();
+        assert_eq!(record(&digits, &store, &config, &fresh, &options).unwrap().progress.kept, 2);
         config.runs = 3;
-        let report = record(&digits, &store, &config, &options).unwrap();
+        let report = record(&digits, &store, &config, &fresh, &options).unwrap();
         assert_eq!((report.progress.skipped, report.progress.kept), (2, 1));
 
         let again = open_store(&digits, at("b"), &config, Precision::F32).unwrap();
-        record(&digits, &again, &config, &RecordOptions::default()).unwrap();
+        record(&digits, &again, &config, &fresh, &RecordOptions::default()).unwrap();
         for id in 0..3 {
             let (a, b) = (store.read_run(id).unwrap(), again.read_run(id).unwrap());
             assert_eq!(a.parameters, b.parameters);

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 
 use lopt::eval::alignment::{
-    one_step, prompt_alignment, recursive, Goal, PromptRange, Recursion, Request,
+    one_step, prompt_alignment, recursive, Goal, PromptSweep, Recursion, Request,
 };
 use lopt::gpt::{Normalizer, Sampler, SamplerKind};
 use lopt::metric::Direction;
@@ -75,8 +75,8 @@ pub fn stand_ins(case: &Case, report: &mut Report) -> Outcome {
     let Ok(base) = measure(size)(&networks);
     for (key, json) in case.field("cases")?.as_object().ok_or("`cases` is not an object")? {
         let task = Task::read(json)?;
-        let range = task.range;
-        let prompts: Vec<f64> = base.iter().flat_map(|&b| range.prompts(b)).collect();
+        let sweep = task.sweep;
+        let prompts: Vec<f64> = base.iter().flat_map(|&b| sweep.prompts(b)).collect();
         let calls = RefCell::default();
         let Ok(observed) =
             one_step(&networks, &base, &prompts, &mut sample(&calls, size), &mut measure(size));
@@ -85,12 +85,12 @@ pub fn stand_ins(case: &Case, report: &mut Report) -> Outcome {
         compare_calls(case, report, &calls.into_inner(), |_, what| {
             format!("{prefix}.synth_{what}")
         })?;
-        let found = prompt_alignment(&prompts, &observed, range.steps);
+        let found = prompt_alignment(&prompts, &observed, sweep.steps);
         report.compare_one("prompt_alignment", found, number(json, "prompt_alignment")?, F32);
 
         let steps = count(json, "recursive_max_steps")?;
-        let by = task.range.best / number(json, "step_divider")?;
-        let direction = task.range.direction;
+        let by = task.sweep.best / number(json, "step_divider")?;
+        let direction = task.sweep.direction;
         for (prefix, goal) in [
             (format!("{key}.rec_zero"), Goal::Fixed(task.recursive_prompt)),
             (format!("{key}.rec_step"), Goal::Improve { by, direction }),
@@ -134,7 +134,7 @@ fn by_hand(
 /// What a task prompts with.
 pub struct Task {
     /// Prompts of one-step prompting.
-    pub range: PromptRange,
+    pub sweep: PromptSweep,
     /// What is asked for at every step of recursive prompting.
     pub recursive_prompt: f64,
 }
@@ -149,13 +149,13 @@ impl Task {
     pub fn from_parts(task: &Value, prompting: &Value) -> Outcome<Self> {
         let direction =
             if flag(task, "minimize")? { Direction::Minimize } else { Direction::Maximize };
-        let range = PromptRange {
+        let sweep = PromptSweep {
             best: number(task, "best_prompt")?,
             start_coefficient: number(prompting, "prompt_start_coeff")?,
             steps: count(prompting, "dvo_steps")?,
             direction,
         };
-        Ok(Self { range, recursive_prompt: number(task, "recursive_prompt")? })
+        Ok(Self { sweep, recursive_prompt: number(task, "recursive_prompt")? })
     }
 }
 
@@ -245,7 +245,7 @@ pub fn end_to_end(case: &Case, report: &mut Report) -> Outcome {
     let networks: Vec<f32> = case.cast("task_nets")?;
     let size = columns(case, "task_nets")?;
     let frequencies = "model.scalar_embedder.frequencies";
-    let most = networks.len() / size * settings.range.steps;
+    let most = networks.len() / size * settings.sweep.steps;
     let model = Model::<f32>::load(case, "model.", frequencies, most)?;
     let model = RefCell::new(model);
 
@@ -276,9 +276,9 @@ pub fn end_to_end(case: &Case, report: &mut Report) -> Outcome {
     };
 
     let base = measure(&networks)?;
-    let prompts: Vec<f64> = base.iter().flat_map(|&b| settings.range.prompts(b)).collect();
+    let prompts: Vec<f64> = base.iter().flat_map(|&b| settings.sweep.prompts(b)).collect();
     let noise: Vec<f32> = case.cast("noise_one_step")?;
-    let mut draws = noise.chunks(networks.len() * settings.range.steps);
+    let mut draws = noise.chunks(networks.len() * settings.sweep.steps);
     let observed = one_step(
         &networks,
         &base,
@@ -288,7 +288,7 @@ pub fn end_to_end(case: &Case, report: &mut Report) -> Outcome {
     )?;
     compare_one_step(case, report, "one", &base, &prompts, &observed)?;
     if let Ok(expected) = number(case.json(), "prompt_alignment") {
-        let found = prompt_alignment(&prompts, &observed, settings.range.steps);
+        let found = prompt_alignment(&prompts, &observed, settings.sweep.steps);
         let bound = case.suggested("max_abs", DEFAULT);
         report.compare_one("prompt_alignment", found, expected, bound);
     }
