@@ -107,8 +107,8 @@ p { margin: 0 0 16px; color: var(--soft); max-width: 90ch; }
 .cards li:first-child b { color: var(--accent); }
 .cards span { color: var(--soft); font-size: 14px; line-height: 1.35; display: block; margin-top: 4px; }
 section { padding: 22px 24px; margin: 0 0 20px; }
-figure { margin: 0; }
-figure svg { display: block; width: 100%; height: auto; }
+figure { margin: 0; overflow-x: auto; }
+figure svg { display: block; width: 100%; min-width: 600px; height: auto; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th, td { padding: 8px 8px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }

@@ -44,9 +44,6 @@ pub enum RecordingError {
     },
 }
 
-/// Most runs, and most checkpoints of a run: both are listed in memory.
-const MOST: u64 = 1_000_000;
-
 /// How runs are trained, and which of their moments are kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RecordingConfig {
@@ -90,11 +87,13 @@ impl RecordingConfig {
         let setting = |field, found: String, expected: &str| {
             Err(TaskError::Setting { field, found, expected: expected.to_owned() })
         };
-        if !(1..=MOST).contains(&self.runs) {
-            return setting("runs", self.runs.to_string(), "1 to 1000000");
+        // All runs are listed in memory before the first is recorded.
+        if !(1..=1 << 20).contains(&self.runs) {
+            return setting("runs", self.runs.to_string(), "1 to 2^20");
         }
-        if !(2..=MOST).contains(&(self.saves as u64)) {
-            return setting("saves", self.saves.to_string(), "2 to 1000000");
+        // Fewer than are asked for are kept where there are not as many steps.
+        if !(2..=1 << 20).contains(&self.saves) {
+            return setting("saves", self.saves.to_string(), "2 to 2^20");
         }
         if !(self.spacing > 0.0 && self.spacing.is_finite()) {
             return setting("spacing", self.spacing.to_string(), "a positive number");
