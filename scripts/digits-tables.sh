@@ -36,7 +36,7 @@ PY
 echo "| name | runs | parameters | steps | seconds | loss, unseen | error, unseen | loss, seen | alignment, unseen | alignment, seen |"
 echo "|---|---|---|---|---|---|---|---|---|---|"
 for n in 500 1000 2000 4000; do
-    row "units-$n" --runs $n --steps 3000
+    row "units-$n" --runs $n --steps 2000
 done
 # As many steps as take the same time.
-row chunk-within-layer-4000 --runs 4000 --tokens chunk-within-layer --token-length 64 --steps "${STEPS:-1100}"
+row chunk-within-layer-4000 --runs 4000 --tokens chunk-within-layer --token-length 64 --steps "${STEPS:-700}"

@@ -23,7 +23,7 @@ step $lopt record digits --out "$runs/digits" --precision f16 --runs 10000 \
 step $lopt train digits --store "$runs/digits" --out weights/digits.safetensors --precision f16 \
     --steps 30000 --report-every 1000 --log weights/digits.log
 rm weights/digits.safetensors.state
-step $lopt compare digits --weights weights/digits.safetensors --out "$runs/compare.html" \
-    --seed 1 | tee -a weights/digits.log
-step $lopt eval digits --weights weights/digits.safetensors --out "$runs/eval.html" \
-    --seed 1 | tee -a weights/digits.log
+$lopt compare digits --weights weights/digits.safetensors --out "$runs/compare.html" \
+    --figure benches/digits.svg | tee -a weights/digits.log
+$lopt eval digits --weights weights/digits.safetensors --out "$runs/eval.html" \
+    --figure benches/prompting.svg | tee -a weights/digits.log

@@ -75,7 +75,7 @@ pub struct SamplerConfig {
     /// Rule of a step. Default DDIM with `eta` 0.
     #[serde(flatten)]
     pub kind: SamplerKind,
-    /// Number of steps, which is the number of calls of the model. Default 5.
+    /// Number of steps, which is the number of calls of the model. Default 4.
     pub steps: usize,
     /// Which diffusion steps are taken. Default [`Spacing::Linspace`]: the last
     /// step, at timestep 0, is what brings a network from a blurred to a sharp one.
@@ -94,7 +94,7 @@ impl Default for SamplerConfig {
     fn default() -> Self {
         Self {
             kind: SamplerKind::Ddim { eta: 0.0 },
-            steps: 5,
+            steps: 4,
             spacing: Spacing::Linspace,
             clip: None,
         }
