@@ -91,7 +91,7 @@ pub enum Conditioning {
 
 /// Shape of a G.pt.
 ///
-/// [`Default`] is what was measured to learn best (`benches/RESULTS.md`);
+/// [`Default`] is the shape of the bundled weights;
 /// [`reference`](Self::reference) has the inputs of the G.pt code.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {

@@ -547,7 +547,7 @@ impl Engine {
         let normalizer = &weights.header.normalizer;
         let mut start = batch.start.clone();
         normalizer.normalize(&mut start);
-        // The difference is formed in f32 here, as in the reference (NOTES 6).
+        // The difference is formed in f32 here, as in the reference; in training in f64.
         let narrow = |metrics: &[f64]| metrics.iter().map(|&v| v as f32).collect::<Vec<f32>>();
         let (current, target) = (narrow(&batch.current), narrow(&batch.target));
         let delta: Vec<f32> = target.iter().zip(&current).map(|(t, c)| t - c).collect();

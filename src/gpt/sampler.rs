@@ -46,8 +46,7 @@ pub enum SamplerKind {
 #[serde(rename_all = "snake_case")]
 pub enum Spacing {
     /// Equal intervals counted down from the noisiest step: the last steps are
-    /// not spent where nearly all noise is gone. Of the three it is
-    /// nearest to the true distribution where steps are few and the prediction exact.
+    /// not spent where nearly all noise is gone.
     ///
     /// # Source
     /// Lin et al. 2023, arXiv:2305.08891, table 2, *trailing*.
@@ -77,8 +76,7 @@ pub struct SamplerConfig {
     pub kind: SamplerKind,
     /// Number of steps, which is the number of calls of the model. Default 4.
     pub steps: usize,
-    /// Which diffusion steps are taken. Default [`Spacing::Linspace`]: the last
-    /// step, at timestep 0, is what brings a network from a blurred to a sharp one.
+    /// Which diffusion steps are taken. Default [`Spacing::Linspace`].
     #[serde(default)]
     pub spacing: Spacing,
     /// Limits that each prediction of `x_0` is clipped to, in normalised
