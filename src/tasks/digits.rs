@@ -109,10 +109,11 @@ impl Digits {
     /// conditioned on.
     ///
     /// # Errors
-    /// If the network's parameters cannot be read.
-    pub fn validation_loss<E, D>(&self, model: &Built<DigitsMlp, E, D>) -> Result<f64, TaskError>
+    /// If the parameters cannot be read, or are not those of such a network.
+    pub fn validation_loss<M, E, D>(&self, model: &M) -> Result<f64, TaskError>
     where
-        E: Dtype + num_traits::Float + rand_distr::uniform::SampleUniform,
+        M: TensorCollection<E, D>,
+        E: Dtype,
         D: Device<E>,
     {
         let flat: Vec<E> = flatten(model)?;
