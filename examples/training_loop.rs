@@ -14,6 +14,7 @@ use lopt::tasks::{Digits, DigitsMlp, Task};
 use lopt::{Gpt, LearnedOptimizer, Pretrained};
 
 type Model = Built<DigitsMlp, f32, Cpu>;
+type Optimizer = Box<dyn LearnedOptimizer<Model, f32, Cpu>>;
 
 /// Trains with any optimizer. It asks what the optimizer needs, and computes
 /// nothing else: no gradients for G.pt, no validation loss for the others.
@@ -52,7 +53,7 @@ fn main() -> lopt::Result<()> {
     let adam = Adapter::adam(&start, AdamConfig { lr: 0.01, ..Default::default() })?;
     let gpt = Gpt::pretrained(&start, Pretrained::Digits)?;
 
-    let mut runs: [(Box<dyn LearnedOptimizer<Model, f32, Cpu>>, usize); 4] =
+    let mut runs: [(Optimizer, usize); 4] =
         [(Box::new(sgd), 100), (Box::new(rmsprop), 100), (Box::new(adam), 100), (Box::new(gpt), 1)];
     println!("{:<10} {:>8} {:>12} {:>12}", "", "updates", "test loss", "milliseconds");
     println!("{:<10} {:>8} {:>12.3}", "start", 0, test_loss(&start, &digits)?);
