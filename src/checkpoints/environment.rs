@@ -218,7 +218,15 @@ fn open_env(path: &Path, size: usize, flags: EnvFlags) -> heed::Result<Env<Witho
 /// process ends in whatever way.
 #[derive(Debug)]
 pub(super) struct WriterLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for WriterLock {
+    fn drop(&mut self) {
+        // Closing alone would leave the lock to a process that was forked
+        // meanwhile and has not started its program yet.
+        let _ = self.file.unlock();
+    }
 }
 
 impl WriterLock {
@@ -232,7 +240,7 @@ impl WriterLock {
             .open(&name)
             .map_err(StoreError::io("open", &name))?;
         match file.try_lock() {
-            Ok(()) => Ok(Self { _file: file }),
+            Ok(()) => Ok(Self { file }),
             Err(TryLockError::WouldBlock) => {
                 Err(StoreError::BeingWritten { path: path.to_owned() })
             }
