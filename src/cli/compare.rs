@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use lopt::eval::{compare, BaselineConfig, ComparisonConfig, EvalError, UpdateConfig};
-use lopt::report::{comparison_figure, comparison_page, comparison_table, Provenance};
+use lopt::eval::{compare, BaselineConfig, ComparisonConfig, UpdateConfig};
+use lopt::report::{comparison_figure, comparison_page, comparison_table};
 use serde_json::json;
 
 use super::optimizer::OptimizerArguments;
-use super::output::{check_target, command_line, print, print_json, write_file, Failure};
+use super::output::{check_target, print, print_json, write_file, Failure};
 use super::terminal::Terminal;
 
 /// Compare one update of G.pt with training by SGD and Adam
@@ -78,21 +78,9 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
         },
         seed: arguments.seed,
     };
-    let comparison = loaded.judge(|task, subject| compare(task, subject, &config, terminal));
-    terminal.clear();
-    let comparison = match comparison {
-        Err(EvalError::Cancelled) => {
-            return Err(Failure::Interrupted("nothing was written, run it again".into()));
-        }
-        result => result?,
-    };
-    let provenance = Provenance {
-        command: command_line(),
-        weights: loaded.origin.clone(),
-        task: loaded.task.summary(),
-        threads: terminal.threads,
-        more: loaded.facts(),
-    };
+    let comparison =
+        loaded.judge(terminal, |task, subject| compare(task, subject, &config, terminal))?;
+    let provenance = loaded.provenance(terminal);
     write_file(&arguments.out, comparison_page(&comparison, &provenance)?.as_bytes())?;
     if let Some(path) = &arguments.figure {
         write_file(path, comparison_figure(&comparison)?.as_bytes())?;

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use lopt::eval::{evaluate, EvalError, EvaluationConfig, UpdateConfig};
-use lopt::report::{evaluation_page, evaluation_table, prompting_figure, Provenance};
+use lopt::eval::{evaluate, EvaluationConfig, UpdateConfig};
+use lopt::report::{evaluation_page, evaluation_table, prompting_figure};
 use serde_json::json;
 
 use super::optimizer::OptimizerArguments;
-use super::output::{check_target, command_line, print, print_json, write_file, Failure};
+use super::output::{check_target, print, print_json, write_file, Failure};
 use super::terminal::Terminal;
 
 /// Measure how well G.pt does what it is asked
@@ -73,21 +73,9 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
         seed: arguments.seed,
         ..EvaluationConfig::default()
     };
-    let evaluation = loaded.judge(|task, subject| evaluate(task, subject, &config, terminal));
-    terminal.clear();
-    let evaluation = match evaluation {
-        Err(EvalError::Cancelled) => {
-            return Err(Failure::Interrupted("nothing was written, run it again".into()));
-        }
-        result => result?,
-    };
-    let provenance = Provenance {
-        command: command_line(),
-        weights: loaded.origin.clone(),
-        task: loaded.task.summary(),
-        threads: terminal.threads,
-        more: loaded.facts(),
-    };
+    let evaluation =
+        loaded.judge(terminal, |task, subject| evaluate(task, subject, &config, terminal))?;
+    let provenance = loaded.provenance(terminal);
     write_file(&arguments.out, evaluation_page(&evaluation, &provenance)?.as_bytes())?;
     if let Some(path) = &arguments.figure {
         write_file(path, prompting_figure(&evaluation)?.as_bytes())?;

@@ -6,9 +6,10 @@ use clap::{Args, ValueEnum};
 use lopt::eval::alignment::Request;
 use lopt::eval::{EvalError, Subject};
 use lopt::gpt::{Gpt, GptConfig, Pretrained, SamplerConfig, SamplerKind, Weights};
+use lopt::report::Provenance;
 use lopt::tasks::{by_name, Task};
 
-use super::output::Failure;
+use super::output::{command_line, Failure};
 use super::terminal::Terminal;
 
 /// Which weights, and how they are sampled.
@@ -90,11 +91,12 @@ impl OptimizerArguments {
 }
 
 impl Loaded {
-    /// Hands the optimizer to an evaluation.
+    /// Hands the optimizer to an evaluation, which Ctrl-C ends.
     pub fn judge<T>(
         &mut self,
+        terminal: &Terminal,
         evaluation: impl FnOnce(&dyn Task, &mut Subject) -> Result<T, EvalError>,
-    ) -> Result<T, EvalError> {
+    ) -> Result<T, Failure> {
         let header = &self.gpt.weights().header;
         let (metric, best_prompt) = (header.metric, header.prompt_range.best);
         let gpt = &mut self.gpt;
@@ -102,7 +104,25 @@ impl Loaded {
             Ok(gpt.sample(request.start, request.current, request.target)?)
         };
         let mut subject = Subject { name: "G.pt", sample: &mut sample, metric, best_prompt };
-        evaluation(self.task.as_ref(), &mut subject)
+        let result = evaluation(self.task.as_ref(), &mut subject);
+        terminal.clear();
+        match result {
+            Err(EvalError::Cancelled) => {
+                Err(Failure::Interrupted("nothing was written, run it again".into()))
+            }
+            result => Ok(result?),
+        }
+    }
+
+    /// Where a report's figures come from.
+    pub fn provenance(&self, terminal: &Terminal) -> Provenance {
+        Provenance {
+            command: command_line(),
+            weights: self.origin.clone(),
+            task: self.task.summary(),
+            threads: terminal.threads,
+            more: self.facts(),
+        }
     }
 
     /// The prompt that is applied: the one asked for, moved into the trained range.
@@ -121,7 +141,7 @@ impl Loaded {
     }
 
     /// Names and values for a report.
-    pub fn facts(&self) -> Vec<(String, String)> {
+    fn facts(&self) -> Vec<(String, String)> {
         let header = &self.gpt.weights().header;
         let config = &header.config;
         [
