@@ -66,6 +66,26 @@ pub enum Tokenization {
     Units,
 }
 
+/// What `Units` does with a weight between two unit groups.
+///
+/// It is always held by the units that produce it, in the order of those that
+/// it reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BetweenGroups {
+    /// Nothing more.
+    #[default]
+    Held,
+    /// The units that it reads have a position of their own.
+    HeldIndexed,
+    /// The units that it reads see it too.
+    Seen,
+    /// Both, and those that see it know each other by position too.
+    SeenIndexed,
+    /// As before, and both predict it: their outputs are added.
+    SharedIndexed,
+}
+
 /// What the network predicts at a diffusion step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -128,6 +148,9 @@ pub struct ModelConfig {
     pub absolute_conditioning: bool,
     /// What is predicted. Default [`Prediction::Start`].
     pub prediction: Prediction,
+    /// What `Units` does with weights between two groups.
+    #[serde(default)]
+    pub between_groups: BetweenGroups,
 }
 
 impl Default for ModelConfig {
@@ -146,6 +169,7 @@ impl Default for ModelConfig {
             signal_scaling: true,
             absolute_conditioning: true,
             prediction: Prediction::Start,
+            between_groups: BetweenGroups::Held,
         }
     }
 }

@@ -17,7 +17,7 @@ mod trainer;
 mod transformer;
 mod weights;
 
-pub use config::{Conditioning, ConfigError, ModelConfig, Prediction, Tokenization};
+pub use config::{Conditioning, ConfigError, ModelConfig, Prediction, BetweenGroups, Tokenization};
 pub use diffusion::NoiseSchedule;
 pub use executor::{Executor, Inputs, Target};
 pub use file::{FileError, Precision};

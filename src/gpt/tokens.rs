@@ -13,8 +13,8 @@
 //! Policies but [`Units`](super::Tokenization::Units): the G.pt code,
 //! `build_splits`.
 
-use super::config::{ConfigError, ModelConfig, Tokenization};
-use crate::layout::Layout;
+use super::config::{BetweenGroups, ConfigError, ModelConfig, Tokenization};
+use crate::layout::{Layout, UnitAxis};
 
 /// Most parameters of a network that can be cut: far more than fit into a sample.
 const MOST_PARAMETERS: usize = 1 << 26;
@@ -101,7 +101,7 @@ impl Tokens {
         let expected = format!("a tokenization into at most {MOST_TOKENS} tokens");
         ConfigError::check(least <= MOST_TOKENS, "tokens", &least, &expected)?;
         let tokens = match config.tokenization {
-            Tokenization::Units => units(layout, input_len)?,
+            Tokenization::Units => units(config.between_groups, layout, input_len)?,
             policy => reference(policy, layout, scalars, embedding, input_len),
         };
         Ok(tokens)
@@ -179,56 +179,91 @@ fn pieces(parts: &[usize], length: usize) -> impl Iterator<Item = std::ops::Rang
 /// the unit; one for every tensor that is attached to none; one for all scalars.
 ///
 /// A tensor between two groups belongs to the group that produces it.
-fn units(layout: &Layout, input_len: usize) -> Result<Tokens, ConfigError> {
+fn units(
+    between: BetweenGroups,
+    layout: &Layout,
+    input_len: usize,
+) -> Result<Tokens, ConfigError> {
     if layout.groups().is_empty() {
         return Err(ConfigError::NoUnitGroups);
     }
     let parameters = layout.num_parameters() as u32;
-    // One list of positions for every unit, unit by unit in every group.
-    let mut groups: Vec<Vec<Vec<u32>>> =
-        layout.groups().iter().map(|group| vec![Vec::new(); group.units]).collect();
-    let mut others: Vec<Vec<Vec<u32>>> = Vec::new();
+    let mut groups: Vec<Vec<Unit>> =
+        layout.groups().iter().map(|group| vec![Unit::default(); group.units]).collect();
+    // Whether a token of another unit holds values in the order of the group.
+    let mut indexed = vec![false; groups.len()];
+    let mut others: Vec<Vec<Unit>> = Vec::new();
+    let (by_index, seen, shared) = match between {
+        BetweenGroups::Held => (false, false, false),
+        BetweenGroups::HeldIndexed => (true, false, false),
+        BetweenGroups::Seen => (false, true, false),
+        BetweenGroups::SeenIndexed => (true, true, false),
+        BetweenGroups::SharedIndexed => (true, true, true),
+    };
     for (index, tensor) in layout.tensors().iter().enumerate() {
-        let axes = || {
-            let groups = layout.groups().iter().enumerate();
-            groups.flat_map(|(g, group)| group.axes.iter().map(move |axis| (g, axis)))
-        };
-        let own = |produces| {
-            move |(_, axis): &(usize, &crate::layout::UnitAxis)| {
-                axis.tensor == index && axis.produces == produces
-            }
-        };
-        let owner = axes().find(own(true)).or_else(|| axes().find(own(false)));
-        let Some((group, axis)) = owner else {
-            others.push(vec![tensor.range().map(|i| i as u32).collect()]);
+        let mut axes: Vec<(usize, &UnitAxis)> = Vec::new();
+        for (g, group) in layout.groups().iter().enumerate() {
+            axes.extend(group.axes.iter().filter(|axis| axis.tensor == index).map(|axis| (g, axis)));
+        }
+        axes.sort_by_key(|(_, axis)| !axis.produces);
+        let Some((owner, readers)) = axes.split_first() else {
+            let values = tensor.range().map(|i| i as u32).collect();
+            others.push(vec![Unit { held: values, seen: Vec::new() }]);
             continue;
         };
-        let stride: usize = tensor.shape[axis.axis + 1..].iter().product();
-        let length = tensor.shape[axis.axis];
+        let place = |axis: &UnitAxis, i: usize| {
+            let stride: usize = tensor.shape[axis.axis + 1..].iter().product();
+            i / stride % tensor.shape[axis.axis] / axis.block
+        };
         for i in 0..tensor.num_elements() {
-            let unit = i / stride % length / axis.block;
-            groups[group][unit].push((tensor.offset + i) as u32);
+            let value = (tensor.offset + i) as u32;
+            groups[owner.0][place(owner.1, i)].held.push(value);
+            for (group, axis) in readers.iter().filter(|_| seen) {
+                groups[*group][place(axis, i)].seen.push(value);
+            }
+        }
+        for (group, _) in readers.iter().filter(|_| by_index) {
+            indexed[*group] = true;
+            indexed[owner.0] |= seen;
         }
     }
-    groups.retain(|group| !group[0].is_empty());
+    let classes = groups.into_iter().zip(indexed).filter(|(units, _)| !units[0].held.is_empty());
 
     let mut tokens =
         Tokens { inputs: Vec::new(), outputs: Vec::new(), positions: Vec::new(), input_len };
-    for class in groups.into_iter().chain(others) {
-        let position = tokens.inputs.len() as u32;
-        tokens.positions.extend(std::iter::repeat_n(position, class.len()));
-        let values = class[0].len();
-        let both = |token: &Vec<u32>| {
-            token.iter().copied().chain(token.iter().map(|i| i + parameters)).collect::<Vec<_>>()
-        };
-        let table = class.iter().flat_map(both).collect();
-        tokens.inputs.push(InputClass { values: 2 * values, table, bias: false });
-        tokens.outputs.push(OutputClass { values, table: class.concat() });
+    for (class, indexed) in classes.chain(others.into_iter().map(|class| (class, false))) {
+        let position = tokens.num_positions() as u32;
+        let count = class.len() as u32;
+        let step = u32::from(indexed);
+        tokens.positions.extend((0..count).map(|unit| position + step * unit));
+        let mut table = Vec::new();
+        for unit in &class {
+            for values in [&unit.held, &unit.seen] {
+                table.extend(values);
+                table.extend(values.iter().map(|i| i + parameters));
+            }
+        }
+        tokens.inputs.push(InputClass { values: table.len() / class.len(), table, bias: false });
+        let table: Vec<u32> = class
+            .into_iter()
+            .flat_map(|unit| match shared {
+                true => [unit.held, unit.seen].concat(),
+                false => unit.held,
+            })
+            .collect();
+        tokens.outputs.push(OutputClass { values: table.len() / count as usize, table });
     }
     let scalars: Vec<u32> = (2 * parameters..input_len as u32).collect();
-    tokens.positions.push(tokens.inputs.len() as u32);
+    tokens.positions.push(tokens.num_positions() as u32);
     tokens.inputs.push(InputClass { values: scalars.len(), table: scalars, bias: true });
     Ok(tokens)
+}
+
+/// Values of one unit: those that its token holds, and those that it only sees.
+#[derive(Clone, Default)]
+struct Unit {
+    held: Vec<u32>,
+    seen: Vec<u32>,
 }
 
 #[cfg(test)]
