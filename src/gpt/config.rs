@@ -62,28 +62,13 @@ pub enum Tokenization {
         length: usize,
     },
     /// One token for each unit of each unit group, with everything attached to
-    /// it, of both vectors at once; equivariant to reordering the units.
+    /// it, of both vectors at once. A weight between two groups is attached to
+    /// the units that it computes.
+    ///
+    /// Equivariant to reordering units, but for those of a group that another
+    /// group reads: its order is that of the values in the other's tokens, and
+    /// training reorders it at random.
     Units,
-}
-
-/// What `Units` does with a weight between two unit groups.
-///
-/// It is always held by the units that produce it, in the order of those that
-/// it reads.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BetweenGroups {
-    /// Nothing more.
-    #[default]
-    Held,
-    /// The units that it reads have a position of their own.
-    HeldIndexed,
-    /// The units that it reads see it too.
-    Seen,
-    /// Both, and those that see it know each other by position too.
-    SeenIndexed,
-    /// As before, and both predict it: their outputs are added.
-    SharedIndexed,
 }
 
 /// What the network predicts at a diffusion step.
@@ -148,9 +133,12 @@ pub struct ModelConfig {
     pub absolute_conditioning: bool,
     /// What is predicted. Default [`Prediction::Start`].
     pub prediction: Prediction,
-    /// What `Units` does with weights between two groups.
+    /// Whether a unit's token also has the products of the starting weights
+    /// along the paths from the inputs to the unit, and from it to the outputs.
+    /// Only with [`Tokenization::Units`], and only where a weight lies between
+    /// two groups. Default true (weights from before there was a choice: false).
     #[serde(default)]
-    pub between_groups: BetweenGroups,
+    pub paths: bool,
 }
 
 impl Default for ModelConfig {
@@ -169,7 +157,7 @@ impl Default for ModelConfig {
             signal_scaling: true,
             absolute_conditioning: true,
             prediction: Prediction::Start,
-            between_groups: BetweenGroups::Held,
+            paths: true,
         }
     }
 }
@@ -184,6 +172,7 @@ impl ModelConfig {
             max_frequency_log2: 14.0,
             timestep_scale: 1.0,
             signal_scaling: false,
+            paths: false,
             ..Self::default()
         }
     }

@@ -10,6 +10,7 @@ mod executor;
 mod file;
 pub mod normalizer;
 mod optimizer;
+mod paths;
 pub mod sampler;
 pub mod schedule;
 mod tokens;
@@ -17,7 +18,7 @@ mod trainer;
 mod transformer;
 mod weights;
 
-pub use config::{Conditioning, ConfigError, ModelConfig, Prediction, BetweenGroups, Tokenization};
+pub use config::{Conditioning, ConfigError, ModelConfig, Prediction, Tokenization};
 pub use diffusion::NoiseSchedule;
 pub use executor::{Executor, Inputs, Target};
 pub use file::{FileError, Precision};

@@ -31,6 +31,7 @@ use self::parameters::{Initial, Places};
 use super::config::{ConfigError, ModelConfig};
 use super::diffusion::NoiseSchedule;
 use super::embedding;
+use super::paths::Paths;
 use super::tokens::Tokens;
 use super::DIFFUSION_STEPS;
 use crate::engine::Float;
@@ -106,6 +107,11 @@ impl Transformer {
     pub(crate) fn signal_scale(&self, timestep: f64) -> f64 {
         let index = (timestep.max(0.0) as usize).min(self.signal.len() - 1);
         self.signal[index]
+    }
+
+    /// What the end of an input row is computed with.
+    pub(crate) fn paths(&self) -> Option<&Paths> {
+        self.tokens.paths.as_ref()
     }
 
     /// Shape of the network.
