@@ -142,7 +142,8 @@ pub struct ModelConfig {
     /// Whether a unit's token also has the products of the starting weights
     /// along the paths from the inputs to the unit, and from it to the outputs.
     /// Only with [`Tokenization::Units`], and only where a weight lies between
-    /// two groups. Default true (weights from before there was a choice: false).
+    /// two groups; other models set it to false. Default true (weights from before
+    /// there was a choice: false).
     #[serde(default)]
     pub paths: bool,
 }

@@ -85,6 +85,8 @@ impl Transformer {
         limit("decoder_depth", config.decoder_depth, 1 << 6)?;
         limit("frequencies", config.frequencies, 1 << 16)?;
         let tokens = Tokens::new(&config, layout)?;
+        // What makes no difference is no difference between two models.
+        let config = ModelConfig { paths: tokens.paths.is_some(), ..config };
         let (places, specs, initial, num_parameters) = parameters::place(&config, &tokens)?;
         let frequencies = embedding::frequencies(config.frequencies, config.max_frequency_log2);
         let schedule = NoiseSchedule::linear(DIFFUSION_STEPS)?;
