@@ -72,6 +72,21 @@ impl Images {
     /// # Panics
     /// If `parameters` has another length.
     pub fn score_mlp(&self, parameters: &[f32], hidden: usize, classes: usize) -> Score {
+        self.score_logits(&self.logits_mlp(parameters, hidden, classes), classes)
+    }
+
+    /// The class that such a network gives each image.
+    ///
+    /// # Panics
+    /// If `parameters` has another length.
+    pub fn answers_mlp(&self, parameters: &[f32], hidden: usize, classes: usize) -> Vec<usize> {
+        let logits = self.logits_mlp(parameters, hidden, classes);
+        (0..self.len()).map(|n| answer(|class| logits[class * self.len() + n], classes).0).collect()
+    }
+
+    /// # Shapes
+    /// Returns `[C, N]`.
+    fn logits_mlp(&self, parameters: &[f32], hidden: usize, classes: usize) -> Vec<f32> {
         let (weight1, rest) = parameters.split_at(hidden * self.inputs);
         let (bias1, rest) = rest.split_at(hidden);
         let (weight2, bias2) = rest.split_at(classes * hidden);
@@ -98,7 +113,7 @@ impl Images {
             output: &mut logits,
             count,
         });
-        self.score_logits(&logits, classes)
+        logits
     }
 
     /// # Shapes
@@ -108,12 +123,7 @@ impl Images {
         let (mut loss, mut wrong) = (0.0f64, 0usize);
         for (n, &label) in self.labels.iter().enumerate() {
             let at = |class: usize| logits[class * count + n];
-            let (mut best, mut answer) = (at(0), 0);
-            for class in 1..classes {
-                if at(class) > best {
-                    (best, answer) = (at(class), class);
-                }
-            }
+            let (answer, best) = answer(at, classes);
             let sum: f32 = (0..classes).map(|class| (at(class) - best).exp()).sum();
             loss += f64::from(sum.ln() + best - at(label));
             // A network that is not a number answers nothing.
@@ -121,6 +131,19 @@ impl Images {
         }
         Score { loss: loss / count as f64, error: 100.0 * wrong as f64 / count as f64 }
     }
+}
+
+/// The class with the largest logit, and that logit.
+fn answer(logit: impl Fn(usize) -> f32, classes: usize) -> (usize, f32) {
+    let larger = |best: (usize, f32), class: usize| {
+        let found = logit(class);
+        if found > best.1 {
+            (class, found)
+        } else {
+            best
+        }
+    };
+    (1..classes).fold((0, logit(0)), larger)
 }
 
 /// `y = W x + b` on images that lie in columns.

@@ -168,6 +168,15 @@ impl Task for Digits {
         Ok(vec![loss, error])
     }
 
+    fn predictions(&self, parameters: &[f32], split: Split) -> Result<Vec<usize>, TaskError> {
+        self.layout_length(parameters)?;
+        Ok(self.images(split).answers_mlp(parameters, HIDDEN, CLASSES))
+    }
+
+    fn image(&self) -> Option<[usize; 3]> {
+        Some([1, 8, 8])
+    }
+
     fn recording(&self) -> RecordingConfig {
         let training = TrainingConfig {
             learning_rate: 0.1,
@@ -331,6 +340,9 @@ mod tests {
         let expected = cross_entropy_with_logits_loss(model.forward(input), target).array();
         let score = digits.measure(&flatten(&model).unwrap(), Split::Test).unwrap();
         assert!((score[0] - f64::from(expected)).abs() < 1e-5, "{} {expected}", score[0]);
+        let answers = digits.predictions(&flatten(&model).unwrap(), Split::Test).unwrap();
+        let wrong = answers.iter().zip(images.labels()).filter(|(a, b)| a != b).count();
+        assert!((score[1] - 100.0 * wrong as f64 / 300.0).abs() < 1e-9, "{wrong} {}", score[1]);
     }
 
     #[test]

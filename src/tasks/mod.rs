@@ -132,6 +132,15 @@ pub trait Task: Sync {
     /// If `parameters` has the wrong length.
     fn measure(&self, parameters: &[f32], split: Split) -> Result<Vec<f64>, TaskError>;
 
+    /// The class that a network gives each example of a split.
+    ///
+    /// # Errors
+    /// If `parameters` has the wrong length.
+    fn predictions(&self, parameters: &[f32], split: Split) -> Result<Vec<usize>, TaskError>;
+
+    /// Channels, height and width of an example, `None` where it is no image.
+    fn image(&self) -> Option<[usize; 3]>;
+
     /// How this task's runs are recorded unless the user says otherwise.
     fn recording(&self) -> RecordingConfig;
 
