@@ -7,8 +7,11 @@
 //! serialisable, and [validated](LayoutBuilder::finish) whenever it is built
 //! or read.
 
+mod builder;
+
 use std::fmt;
 
+pub use builder::{Flow, LayoutBuilder};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -105,6 +108,8 @@ pub enum Role {
     Scale,
     /// Shift (beta) of a normalisation.
     Shift,
+    /// Not known: a tensor of a layer that lopt cannot follow.
+    Other,
 }
 
 impl fmt::Display for Role {
@@ -114,6 +119,7 @@ impl fmt::Display for Role {
             Self::Bias => "bias",
             Self::Scale => "scale",
             Self::Shift => "shift",
+            Self::Other => "tensor",
         })
     }
 }
@@ -167,6 +173,13 @@ pub struct UnitGroup {
     pub units: usize,
     /// Every axis that the units appear on.
     pub axes: Vec<UnitAxis>,
+    /// Whether a unit may also change its sign, in all of its axes but those of
+    /// a [`Role::Scale`]: true if everything between the tensors that produce the
+    /// units and those that read them is odd, such as `Tanh`.
+    ///
+    /// It follows from the layers and is no part of the [`Fingerprint`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub odd: bool,
 }
 
 /// Identifies the structure of a layout: shapes, roles, layers and unit
@@ -293,134 +306,6 @@ impl Layout {
             Ok(())
         } else {
             Err(LayoutError::Length { found, expected })
-        }
-    }
-}
-
-/// The units that flow from one layer into the next, while a layout is built.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flow {
-    /// Not units of a group: the network's input, or something not understood.
-    Unknown,
-    /// Units of the group with this index.
-    Group(usize),
-}
-
-/// Builds a [`Layout`], layer by layer, in the order of the forward pass.
-///
-/// It follows the units from the layer that produces them to the layer that
-/// reads them. Whatever it is not told about breaks the thread: the units stay
-/// out of every group, and nothing is guessed.
-#[derive(Clone, Debug)]
-pub struct LayoutBuilder {
-    parts: Parts,
-    flow: Flow,
-    prefix: Vec<String>,
-}
-
-impl Default for LayoutBuilder {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl LayoutBuilder {
-    /// An empty layout, before the first layer.
-    pub fn new() -> Self {
-        Self { parts: Parts::default(), flow: Flow::Unknown, prefix: Vec::new() }
-    }
-
-    /// Runs `describe` with `name` put before every tensor name within.
-    pub fn scope(&mut self, name: &str, describe: impl FnOnce(&mut Self)) {
-        self.prefix.push(name.to_owned());
-        describe(self);
-        self.prefix.pop();
-    }
-
-    /// Appends a tensor that is attached to no group, and returns its index.
-    pub fn tensor(&mut self, name: &str, shape: &[usize], role: Role) -> usize {
-        self.parts.tensors.push(TensorPart { name: self.path(name), shape: shape.to_vec(), role });
-        self.parts.tensors.len() - 1
-    }
-
-    /// Notes the kind of a layer, with everything that changes its function.
-    pub fn layer(&mut self, kind: &str) {
-        self.parts.layers.push(kind.to_owned());
-    }
-
-    /// A linear layer: reads the units that arrive, produces `outputs` new ones.
-    ///
-    /// # Shapes
-    /// `weight [outputs, inputs]`, `bias [outputs]`.
-    pub fn linear(&mut self, inputs: usize, outputs: usize, bias: bool) {
-        self.layer(if bias { "Linear" } else { "UnbiasedLinear" });
-        let weight = self.tensor("weight", &[outputs, inputs], Role::Weight);
-        self.reads(weight, 1);
-        let group = self.produces(outputs, weight, 0);
-        if bias {
-            let bias = self.tensor("bias", &[outputs], Role::Bias);
-            self.attach(group, bias, 0);
-        }
-        self.flow = Flow::Group(group);
-    }
-
-    /// A normalisation over the units that arrive, with a scale and a shift.
-    ///
-    /// # Shapes
-    /// `gamma [units]`, `beta [units]`.
-    pub fn norm(&mut self, kind: &str, units: usize) {
-        self.layer(kind);
-        let scale = self.tensor("gamma", &[units], Role::Scale);
-        let shift = self.tensor("beta", &[units], Role::Shift);
-        if let Flow::Group(group) = self.flow {
-            self.attach(group, scale, 0);
-            self.attach(group, shift, 0);
-        }
-    }
-
-    /// A layer without parameters that treats every unit alike, such as an
-    /// elementwise activation or dropout.
-    pub fn unitwise(&mut self, kind: &str) {
-        self.layer(kind);
-    }
-
-    /// A layer that mixes or moves units in a way that is not understood.
-    pub fn opaque(&mut self, kind: &str) {
-        self.layer(kind);
-        self.flow = Flow::Unknown;
-    }
-
-    /// Ends the network: units that nothing has read are outputs, whose order
-    /// matters, and form no group.
-    ///
-    /// # Errors
-    /// If the tensors or groups are not consistent.
-    pub fn finish(mut self) -> Result<Layout, LayoutError> {
-        // The last units are outputs, and so are units that no tensor reads.
-        self.parts.groups.retain(|group| group.axes.iter().any(|axis| !axis.produces));
-        Layout::try_from(self.parts)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.prefix.iter().map(String::as_str).chain([name]).collect::<Vec<_>>().join(".")
-    }
-
-    fn produces(&mut self, units: usize, tensor: usize, axis: usize) -> usize {
-        let axes = vec![UnitAxis { tensor, axis, block: 1, produces: true }];
-        self.parts.groups.push(UnitGroup { name: self.prefix.join("."), units, axes });
-        self.parts.groups.len() - 1
-    }
-
-    fn attach(&mut self, group: usize, tensor: usize, axis: usize) {
-        self.parts.groups[group].axes.push(UnitAxis { tensor, axis, block: 1, produces: true });
-    }
-
-    fn reads(&mut self, tensor: usize, axis: usize) {
-        if let Flow::Group(group) = self.flow {
-            let group = &mut self.parts.groups[group];
-            let length = self.parts.tensors[tensor].shape[axis];
-            let block = length.checked_div(group.units).unwrap_or(0);
-            group.axes.push(UnitAxis { tensor, axis, block, produces: false });
         }
     }
 }

@@ -17,6 +17,9 @@ use super::terminal::Terminal;
 /// Which weights, and how they are sampled.
 #[derive(Debug, Args)]
 pub struct OptimizerArguments {
+    /// Folder of the images, for tasks that are not bundled
+    #[arg(long, value_name = "FOLDER")]
+    data: Option<PathBuf>,
     /// Weights made by `lopt train` [default: those that come with lopt]
     #[arg(long, value_name = "FILE", help_heading = "Optimizer")]
     weights: Option<PathBuf>,
@@ -66,12 +69,19 @@ pub struct Loaded {
 impl OptimizerArguments {
     /// Loads the weights and checks that they are for the task.
     pub fn load(&self, task: &str, seed: u64, terminal: &Terminal) -> Result<Loaded, Failure> {
-        let task = by_name(task)?;
+        let task = by_name(task, self.data.as_deref())?;
         let (weights, origin) = match &self.weights {
             Some(path) => (load_weights(path, task.as_ref())?, path.display().to_string()),
             None => {
+                let bundled = Pretrained::for_task(task.name()).ok_or_else(|| {
+                    Failure::Usage(format!(
+                        "no weights for task `{}` come with lopt: name a file that `lopt train` \
+                         has made (--weights FILE)",
+                        task.name()
+                    ))
+                })?;
                 let name = || "cannot use the weights that come with lopt".to_owned();
-                let weights = Pretrained::Digits.weights().map_err(|e| Named(name(), e))?;
+                let weights = bundled.weights().map_err(|e| Named(name(), e))?;
                 (weights, "bundled with lopt".to_owned())
             }
         };

@@ -5,7 +5,11 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use lopt::checkpoints::{Precision, Progress, RecordOptions};
 use lopt::gpt::{Gpt, GptConfig};
-use lopt::tasks::{by_name, open_store, record, RecordingConfig, Schedule, Starts, TrainingConfig};
+use lopt::metric::Split;
+use lopt::tasks::{
+    by_name, image_sets, open_store, record, Moments, RecordingConfig, Schedule, Starts,
+    TrainingConfig,
+};
 
 use super::optimizer::load_weights;
 use super::output::{print, print_json, Failure};
@@ -32,6 +36,9 @@ pub struct Arguments {
     /// Task to record
     #[arg(value_parser = super::task_names())]
     task: String,
+    /// Folder of the images, for tasks that are not bundled
+    #[arg(long, value_name = "FOLDER")]
+    data: Option<PathBuf>,
     /// Folder of the store; it is made if it is not there
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
@@ -61,6 +68,9 @@ pub struct Arguments {
         help_heading = "Runs that start at samples"
     )]
     from_run: Option<u64>,
+    /// How networks are trained where no other option says so
+    #[arg(long, value_enum, default_value = "short", help_heading = "Training of each network")]
+    recipe: Recipe,
     /// Steps of each training
     #[arg(long, value_name = "N", help_heading = "Training of each network")]
     steps: Option<usize>,
@@ -84,10 +94,21 @@ pub struct Arguments {
     spacing: Option<f64>,
 }
 
+/// Epochs of the paper's trainings on MNIST.
+const PAPER_EPOCHS: usize = 25;
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Width {
     F32,
     F16,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Recipe {
+    /// What the task's own weights were made from
+    Short,
+    /// As the G.pt paper: 25 epochs of batch 128, 200 checkpoints at random steps
+    Paper,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -116,15 +137,19 @@ impl Arguments {
             },
             runs: self.runs.unwrap_or(defaults.runs),
             saves: self.saves.unwrap_or(defaults.saves),
-            spacing: self.spacing.unwrap_or(defaults.spacing),
+            moments: self.spacing.map_or(defaults.moments, Moments::Spaced),
             seed: self.seed,
         }
     }
 }
 
 pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
-    let task = by_name(&arguments.task)?;
-    let config = arguments.config(task.recording());
+    let task = by_name(&arguments.task, arguments.data.as_deref())?;
+    let defaults = match arguments.recipe {
+        Recipe::Short => task.recording(),
+        Recipe::Paper => image_sets::paper(task.size(Split::Train), PAPER_EPOCHS),
+    };
+    let config = arguments.config(defaults);
     let precision = match arguments.precision {
         Width::F32 => Precision::F32,
         Width::F16 => Precision::F16,

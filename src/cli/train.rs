@@ -10,12 +10,14 @@ use clap::{Args, ValueEnum};
 use lopt::checkpoints::{Dataset, DatasetConfig, Store};
 use lopt::gpt::{
     Conditioning, ModelConfig, Precision, SamplerConfig, Tokenization, Trainer, TrainerConfig,
+    Weights,
 };
 use lopt::metric::{Metric, MetricKind, Split};
 use serde::de::DeserializeOwned;
 use serde::Serialize;
 use serde_json::{json, Value};
 
+use super::optimizer::Named;
 use super::output::{check_target, command_line, print, print_json, Failure};
 use super::terminal::Terminal;
 
@@ -52,6 +54,10 @@ pub struct Arguments {
     /// JSON file of settings; options on the command line come before it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Weights to start at instead of a random initialisation, made with the same model
+    /// options, to learn another metric or from other runs
+    #[arg(long, value_name = "FILE")]
+    init: Option<PathBuf>,
     /// Throw away the state of an earlier training
     #[arg(long)]
     restart: bool,
@@ -131,6 +137,16 @@ enum Kind {
     Return,
 }
 
+impl Kind {
+    fn kind(self) -> MetricKind {
+        match self {
+            Self::Loss => MetricKind::Loss,
+            Self::Error => MetricKind::Error,
+            Self::Return => MetricKind::Return,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Policy {
     /// A token for each hidden unit
@@ -167,7 +183,8 @@ impl Arguments {
                 "`{unknown}` is not part of a configuration, expected `model` or `trainer`"
             )));
         }
-        let mut model: ModelConfig = merged(&ModelConfig::default(), &file["model"])?;
+        let defaults = ModelConfig::for_metric(self.metric.kind());
+        let mut model: ModelConfig = merged(&defaults, &file["model"])?;
         let mut trainer: TrainerConfig = merged(&TrainerConfig::default(), &file["trainer"])?;
         set(&mut model.tokenization, self.tokenization());
         if model.tokenization != Tokenization::Units {
@@ -232,11 +249,7 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
             arguments.task
         )));
     }
-    let kind = match arguments.metric {
-        Kind::Loss => MetricKind::Loss,
-        Kind::Error => MetricKind::Error,
-        Kind::Return => MetricKind::Return,
-    };
+    let kind = arguments.metric.kind();
     let dataset = Arc::new(Dataset::load(
         &store,
         &DatasetConfig {
@@ -246,6 +259,11 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
         },
     )?);
     let mut trainer = Trainer::new(dataset.clone(), model, config, terminal.threads)?;
+    if let Some(path) = &arguments.init {
+        let name = || format!("cannot start at the weights {}", path.display());
+        let weights = Weights::load(path).map_err(|e| Named(name(), e))?;
+        trainer.start_at(&weights).map_err(|e| Named(name(), e))?;
+    }
     let state = state_path(&arguments.out);
     check_target(&arguments.out)?;
     if arguments.restart {

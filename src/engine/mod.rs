@@ -14,6 +14,7 @@ mod ops;
 mod optimize;
 mod threads;
 
+pub(crate) use cpu::linear;
 pub use float::Float;
 pub(crate) use ops::{AttentionShape, LayerNorm, Linear, Ops, Slot, Write};
 pub use optimize::{adamw_ema, global_norm, AdamW, Update};

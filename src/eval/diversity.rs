@@ -181,12 +181,13 @@ pub fn diversity(
     config.validate()?;
     subject.check(task)?;
     let prompt = config.prompt.unwrap_or(subject.best_prompt);
+    let metric = subject.metric;
     let seeds = Seeds::evaluation(config.seed)?;
     let fresh = Networks::fresh(task, seeds, config.samples + 1)?;
     let size = fresh.parameters.len() / fresh.len();
     let (start, others) = fresh.parameters.split_at(size);
     let mut update = |start: &[f32]| {
-        let current = condition(task, start)?;
+        let current = condition(task, metric, start)?;
         let target = vec![prompt; current.len()];
         subject.sample(Request { start, current: &current, target: &target })
     };
@@ -198,18 +199,21 @@ pub fn diversity(
     let trained = trainings(task, start, &order?, monitor)?;
     let plane = Plane::of(&[samples.as_slice(), &trained].concat(), size);
     let places = |networks: &[f32]| networks.chunks(size).map(|n| plane.project(n)).collect();
-    let mut groups =
-        vec![Group { places: places(&samples), ..group(task, Cause::Noise, &samples, start)? }];
+    let mut groups = vec![Group {
+        places: places(&samples),
+        ..group(task, (metric, Cause::Noise), &samples, start)?
+    }];
     if config.trainings > 0 {
         let places = places(&trained);
-        groups.push(Group { places, ..group(task, Cause::Order, &trained, start)? });
+        groups.push(Group { places, ..group(task, (metric, Cause::Order), &trained, start)? });
     }
-    groups.push(group(task, Cause::Start, &elsewhere, others)?);
+    groups.push(group(task, (metric, Cause::Start), &elsewhere, others)?);
     let shown = groups.iter().flat_map(|group| group.places.iter().copied());
-    let landscape = landscape(task, &plane, (start, shown.collect()), config.landscape, monitor)?;
+    let frame = frame(&plane, start, shown.collect(), config.landscape);
+    let landscape = landscape(task, metric, &plane, frame, monitor)?;
     Ok(Diversity {
         task: task.name().to_owned(),
-        metric: subject.metric,
+        metric,
         prompt,
         start: Scores::of(task, start)?,
         groups,
@@ -252,7 +256,7 @@ fn trainings(
 /// How networks that begin at `starts`, one for all or one for each, differ.
 fn group(
     task: &dyn Task,
-    cause: Cause,
+    (metric, cause): (Metric, Cause),
     networks: &[f32],
     starts: &[f32],
 ) -> Result<Group, EvalError> {
@@ -274,7 +278,7 @@ fn group(
         |values: &mut dyn Iterator<Item = f64>, count: usize| values.sum::<f64>() / count as f64;
     let starts = starts.chunks(size).cycle();
     let from_start = mean(&mut rows.iter().zip(starts).map(|(a, b)| distance(a, b)), rows.len());
-    let values = condition(task, networks)?;
+    let values = condition(task, metric, networks)?;
     let Estimate { standard_error, .. } = Estimate::of(&values);
     Ok(Group {
         cause,
@@ -289,14 +293,8 @@ fn group(
     })
 }
 
-/// Measures the square of the plane that holds the start and all that is shown.
-fn landscape(
-    task: &dyn Task,
-    plane: &Plane,
-    (start, shown): (&[f32], Vec<[f64; 2]>),
-    points: usize,
-    monitor: &dyn Monitor,
-) -> Result<Landscape, EvalError> {
+/// The square of the plane that holds the start and all that is shown, not measured.
+fn frame(plane: &Plane, start: &[f32], shown: Vec<[f64; 2]>, points: usize) -> Landscape {
     let start = plane.project(start);
     let ends = |axis: usize| {
         let values = shown.iter().chain([&start]).map(|place| place[axis]);
@@ -305,8 +303,18 @@ fn landscape(
     let [x, y] = [ends(0), ends(1)];
     let side = 1.2 * (x.1 - x.0).max(y.1 - y.0).max(1e-6);
     let corner = [x, y].map(|(low, high)| 0.5 * (low + high - side));
-    let shares = plane.shares;
-    let mut landscape = Landscape { shares, corner, side, start, points, values: Vec::new() };
+    Landscape { shares: plane.shares, corner, side, start, points, values: Vec::new() }
+}
+
+/// Measures a landscape, row by row.
+fn landscape(
+    task: &dyn Task,
+    metric: Metric,
+    plane: &Plane,
+    mut landscape: Landscape,
+    monitor: &dyn Monitor,
+) -> Result<Landscape, EvalError> {
+    let points = landscape.points;
     monitor.stage("landscape", points);
     for row in 0..points {
         if monitor.cancelled() {
@@ -314,7 +322,7 @@ fn landscape(
         }
         let at = |column: usize| plane.at(landscape.point(column, row));
         let networks: Vec<f32> = (0..points).flat_map(at).collect();
-        landscape.values.extend(condition(task, &networks)?);
+        landscape.values.extend(condition(task, metric, &networks)?);
         monitor.advance();
     }
     Ok(landscape)

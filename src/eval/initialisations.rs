@@ -257,7 +257,7 @@ pub fn initialisations(
             if monitor.cancelled() {
                 return Err(EvalError::Cancelled);
             }
-            let current = condition(task, &parameters)?;
+            let current = condition(task, subject.metric, &parameters)?;
             let request = Request { start: &parameters, current: &current, target: &target };
             parameters = subject.sample(request)?;
             after.push(Scores::of(task, &parameters)?);

@@ -91,7 +91,8 @@ pub fn evaluate(
     if monitor.cancelled() {
         return Err(EvalError::Cancelled);
     }
-    let current = condition(task, &networks.parameters)?;
+    let metric = subject.metric;
+    let current = condition(task, metric, &networks.parameters)?;
     let sweep = PromptSweep {
         best: subject.best_prompt,
         start_coefficient: coefficient,
@@ -100,7 +101,7 @@ pub fn evaluate(
     };
     let prompts: Vec<f64> = current.iter().flat_map(|&c| sweep.prompts(c)).collect();
     let sample = &mut |request: Request<'_>| subject.sample(request);
-    let measure = &mut |networks: &[f32]| condition(task, networks);
+    let measure = &mut |networks: &[f32]| condition(task, metric, networks);
     let observed = one_step(&networks.parameters, &current, &prompts, sample, measure)?;
     monitor.advance();
     let rows = |values: &[f64]| values.chunks(config.prompts).map(<[f64]>::to_vec).collect();

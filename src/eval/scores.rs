@@ -98,8 +98,11 @@ pub(super) fn measure(
 }
 
 /// The metric of each network that an optimizer may see.
-pub(super) fn condition(task: &dyn Task, networks: &[f32]) -> Result<Vec<f64>, EvalError> {
-    let metric = task.condition();
+pub(super) fn condition(
+    task: &dyn Task,
+    metric: Metric,
+    networks: &[f32],
+) -> Result<Vec<f64>, EvalError> {
     let index = task.kinds().iter().position(|&kind| kind == metric.kind).unwrap_or(0);
     Ok(measure(task, networks, metric.split)?.into_iter().map(|row| row[index]).collect())
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::alignment::{Request, Sample};
 use super::scores::condition;
 use super::{EvalError, Networks, Scores};
-use crate::metric::Metric;
+use crate::metric::{Metric, Split};
 use crate::tasks::Task;
 
 /// How many single updates are timed; the median counts.
@@ -34,8 +34,14 @@ impl Subject<'_> {
     }
 
     pub(super) fn check(&self, task: &dyn Task) -> Result<(), EvalError> {
-        let expected = "the metric that the task conditions on (validation loss for digits)";
-        EvalError::check(self.metric == task.condition(), "metric", self.metric, expected)
+        let known = task.kinds().contains(&self.metric.kind);
+        let expected = "a metric of the task, measured on the validation split";
+        EvalError::check(
+            known && self.metric.split == Split::Validation,
+            "metric",
+            self.metric,
+            expected,
+        )
     }
 }
 
@@ -140,8 +146,9 @@ pub fn updates(
     let after = recursive(task, subject, networks, prompt, config.recursive)?;
     let best = best_of(task, subject, networks, prompt, config.candidates)?;
     let (_, first) = networks.iter().next().ok_or(EvalError::Length { found: 0, expected: 1 })?;
+    let metric = subject.metric;
     let seconds = median_seconds(&mut || {
-        let current = condition(task, first)?;
+        let current = condition(task, metric, first)?;
         subject.sample(Request { start: first, current: &current, target: &[prompt] })?;
         Ok(())
     })?;
@@ -179,7 +186,7 @@ fn recursive(
     let target = vec![prompt; networks.len()];
     let mut after = Vec::with_capacity(count);
     for _ in 0..count {
-        let current = condition(task, &parameters)?;
+        let current = condition(task, subject.metric, &parameters)?;
         let request = Request { start: &parameters, current: &current, target: &target };
         parameters = subject.sample(request)?;
         after.push(Scores::of(task, &parameters)?);
@@ -195,14 +202,14 @@ fn best_of(
     prompt: f64,
     candidates: usize,
 ) -> Result<Vec<f32>, EvalError> {
-    let current = condition(task, &networks.parameters)?;
+    let current = condition(task, subject.metric, &networks.parameters)?;
     let count = networks.len() * candidates;
     let mut start = Vec::with_capacity(networks.parameters.len() * candidates);
     networks.iter().for_each(|(_, network)| start.extend(network.repeat(candidates)));
     let current: Vec<f64> = current.iter().flat_map(|&c| vec![c; candidates]).collect();
     let request = Request { start: &start, current: &current, target: &vec![prompt; count] };
     let samples = subject.sample(request)?;
-    let values = condition(task, &samples)?;
+    let values = condition(task, subject.metric, &samples)?;
     let direction = subject.metric.kind.direction();
     let size = samples.len() / count;
     let mut best = Vec::with_capacity(networks.parameters.len());

@@ -133,7 +133,7 @@ pub fn walk(
     config.validate()?;
     let frames = config.frames;
     let start = task.initial(Seeds::evaluation(config.seed)?.run(0)?)?;
-    let current = condition(task, &start)?;
+    let current = condition(task, metric, &start)?;
     let noise = circle(start.len(), frames, config.seed);
     monitor.stage("networks", frames);
     let mut networks = Vec::with_capacity(noise.len());

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::metric::MetricKind;
+
 /// A configuration that cannot be used.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -113,6 +115,10 @@ pub struct ModelConfig {
     pub frequencies: usize,
     /// Highest frequency, as a power of two. Default 7 (reference: 14).
     pub max_frequency_log2: f64,
+    /// What metrics are multiplied by before they are embedded, so that they are about
+    /// as large as losses. Default 1, and 1/40 for errors in percent.
+    #[serde(default = "unscaled")]
+    pub metric_scale: f64,
     /// What the timestep is multiplied by before it is embedded. Default 1e-3
     /// (reference: 1).
     pub timestep_scale: f64,
@@ -142,6 +148,7 @@ impl Default for ModelConfig {
             decoder_depth: 1,
             frequencies: 32,
             max_frequency_log2: 7.0,
+            metric_scale: 1.0,
             timestep_scale: 1e-3,
             signal_scaling: true,
             absolute_conditioning: true,
@@ -150,7 +157,21 @@ impl Default for ModelConfig {
     }
 }
 
+/// What weights that were made before metrics could be scaled have.
+fn unscaled() -> f64 {
+    1.0
+}
+
 impl ModelConfig {
+    /// The default shape, for a metric of this kind.
+    pub fn for_metric(kind: MetricKind) -> Self {
+        let metric_scale = match kind {
+            MetricKind::Error => 0.025,
+            MetricKind::Loss | MetricKind::Return => 1.0,
+        };
+        Self { metric_scale, ..Self::default() }
+    }
+
     /// The inputs of the G.pt code, with one of its tokenizations.
     pub fn reference(tokenization: Tokenization) -> Self {
         Self {
@@ -182,6 +203,8 @@ impl ModelConfig {
         check(range.contains(&log2), "max_frequency_log2", &log2, &"0 to 30")?;
         let scale = self.timestep_scale;
         check(scale.is_finite() && scale > 0.0, "timestep_scale", &scale, &"a positive number")?;
+        let scale = self.metric_scale;
+        check(scale.is_finite() && scale > 0.0, "metric_scale", &scale, &"a positive number")?;
         let every_token = self.conditioning == Conditioning::EveryToken;
         let units = self.tokenization == Tokenization::Units;
         check(

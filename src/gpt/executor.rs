@@ -479,16 +479,17 @@ impl<F: Float> Job<'_, F> {
         let absolute = self.model.config().absolute_conditioning;
         let frequencies = self.model.frequencies();
         let timestep_scale = F::from_f64(self.model.config().timestep_scale);
+        let metric_scale = F::from_f64(self.model.config().metric_scale);
         let rows = &mut arena[self.arena.input.range(samples.len())];
         for (row, i) in rows.chunks_exact_mut(self.arena.input.width).zip(samples) {
             let values = i * size..(i + 1) * size;
             let scale = self.signal_scale(i);
             row.iter_mut().zip(&noised[values.clone()]).for_each(|(x, &n)| *x = n * scale);
             row[size..2 * size].copy_from_slice(&start[values]);
-            let relative = [timestep[i] * timestep_scale, delta[i]];
+            let relative = [timestep[i] * timestep_scale, delta[i] * metric_scale];
             let scalars = relative.into_iter().chain(
                 match absolute {
-                    true => [target[i], current[i]].map(Some),
+                    true => [target[i], current[i]].map(|metric| Some(metric * metric_scale)),
                     false => [None; 2],
                 }
                 .into_iter()

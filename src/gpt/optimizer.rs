@@ -86,6 +86,11 @@ pub enum Pretrained {
 }
 
 impl Pretrained {
+    /// The weights that are for a task, if there are any.
+    pub fn for_task(task: &str) -> Option<Self> {
+        (task == "digits").then_some(Self::Digits)
+    }
+
     /// The weights.
     ///
     /// # Errors

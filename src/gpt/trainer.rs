@@ -59,6 +59,16 @@ pub enum TrainError {
         /// The loss.
         loss: f64,
     },
+    /// Weights to start at belong to another model.
+    #[error("the weights to start at have another {what}: found {found}, expected {expected}")]
+    Foreign {
+        /// What differs.
+        what: &'static str,
+        /// In the weights.
+        found: String,
+        /// In this training.
+        expected: String,
+    },
     /// A training state belongs to another training.
     #[error("the training state was made with another {what}: found {found}, expected {expected}")]
     Mismatch {
@@ -341,6 +351,35 @@ impl Trainer {
             executor,
             state,
         })
+    }
+
+    /// Starts at the parameters of other weights instead of a random initialisation.
+    ///
+    /// # Errors
+    /// If they are of another layout or model, apart from the scale of the metric.
+    ///
+    /// # Panics
+    /// If a step has been taken.
+    pub fn start_at(&mut self, weights: &Weights) -> Result<(), TrainError> {
+        assert_eq!(self.state.step, 0, "a training starts before its first step");
+        let found = ModelConfig {
+            metric_scale: self.model.config().metric_scale,
+            ..weights.header.config.clone()
+        };
+        let foreign = |what, found: &dyn std::fmt::Debug, expected: &dyn std::fmt::Debug| {
+            let (found, expected) = (format!("{found:?}"), format!("{expected:?}"));
+            Err(TrainError::Foreign { what, found, expected })
+        };
+        let (layout, own) = (&weights.header.layout, self.model.layout());
+        if layout.check_matches(own).is_err() {
+            return foreign("layout", &layout.fingerprint(), &own.fingerprint());
+        }
+        if found != *self.model.config() {
+            return foreign("model", &found, self.model.config());
+        }
+        self.state.parameters.copy_from_slice(&weights.parameters);
+        self.state.average.copy_from_slice(&weights.parameters);
+        Ok(())
     }
 
     /// Steps that have been taken.
@@ -646,6 +685,30 @@ mod tests {
             std::fs::write(&path, &bytes[..cut]).unwrap();
             assert!(matches!(saved.resume(&path), Err(TrainError::File(_))), "cut to {cut} bytes");
             assert_eq!(saved.state, before);
+        }
+    }
+
+    #[test]
+    fn a_training_starts_at_other_weights_of_the_same_model_only() {
+        let data = dataset(3, 8, Metric::VALIDATION_LOSS);
+        let mut first = trainer(&data, config());
+        first.step().unwrap();
+        let weights = first.weights(SamplerConfig::default(), "shrink", serde_json::Value::Null);
+        // Another metric may be scaled in another way.
+        let scaled = ModelConfig { metric_scale: 0.5, ..model() };
+        let mut second = Trainer::new(data.clone(), scaled, config(), 1).unwrap();
+        second.start_at(&weights).unwrap();
+        assert_eq!(second.state.parameters, first.state.average);
+        assert_eq!(second.state.average, first.state.average);
+        for (what, mut other) in [
+            ("layout", trainer(&dataset(4, 8, Metric::VALIDATION_LOSS), config())),
+            (
+                "model",
+                Trainer::new(data, ModelConfig { width: 16, ..model() }, config(), 1).unwrap(),
+            ),
+        ] {
+            let error = other.start_at(&weights).unwrap_err().to_string();
+            assert!(error.contains(&format!("have another {what}: found")), "{error}");
         }
     }
 

@@ -24,7 +24,7 @@ pub fn diversity_table(result: &Diversity) -> Table {
     header.extend(["from start", "apart", "apart / from start", "disagree"].map(str::to_owned));
     let mut table = Table::new(header);
     for group in &result.groups {
-        let deviation = format!("{:.3}", group.deviation);
+        let deviation = value(metric.kind, group.deviation);
         let mut cells = vec![title(group), score(&group.scores, metric), deviation];
         cells.extend(tests.iter().map(|&test| score(&group.scores, test)));
         cells.extend([group.from_start, group.apart].map(|distance| format!("{distance:.2}")));
@@ -92,7 +92,7 @@ pub fn diversity_page(result: &Diversity, provenance: &Provenance) -> Result<Str
                 label: format!("mean {metric} of {samples} samples, prompt {:.3}", result.prompt),
             },
             Highlight {
-                value: format!("{:.3}", noise.deviation),
+                value: value(metric.kind, noise.deviation),
                 label: format!("standard deviation of the {metric} over samples"),
             },
         ];

@@ -1,200 +1,203 @@
-//! Images with labels, and how well a small network sorts them.
-//!
-//! Evaluation scores hundreds of thousands of networks, so it does not go
-//! through dfdx: a ReLU network of two linear layers is read straight from its
-//! flat vector. A test holds it against dfdx.
-//!
-//! Shape letters: `N` images, `I` inputs, `H` hidden units, `C` classes.
+//! Small networks that sort images into ten classes.
 
-/// Images of one split, standardised.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Images {
-    inputs: usize,
-    labels: Vec<usize>,
-    rows: Vec<f32>,
-    columns: Vec<f32>,
+use std::marker::PhantomData;
+use std::ops::ControlFlow;
+
+use dfdx::optim::{Adam, Sgd};
+use dfdx::prelude::*;
+
+use super::images::{answer, Images, Score};
+use super::stack::Stack;
+use super::training::{adam_config, dfdx_error, sgd_config, train_classifier, Algorithm};
+use super::{RecordingConfig, Task, TaskError, TrainingConfig};
+use crate::layout::{Layout, LayoutError};
+use crate::metric::{MetricKind, Split};
+use crate::network::{flatten, unflatten, Network};
+
+/// Number of classes of every data set here.
+pub const CLASSES: usize = 10;
+/// Images that go through dfdx at once when a network is scored.
+const CHUNK: usize = 250;
+
+/// A network that takes images and returns one logit for each of ten classes.
+pub trait ImageNetwork:
+    Network + BuildOnDevice<Cpu, f32, Built = Self::Model> + Send + Sync + 'static
+{
+    /// What dfdx builds from it.
+    type Model: TensorCollection<f32, Cpu>
+        + Module<Logits<Self::Input, NoneTape>, Output = Logits<Batch, NoneTape>, Error = CpuError>
+        + ModuleMut<
+            Logits<Self::Input, OwnedTape<f32, Cpu>>,
+            Output = Logits<Batch, OwnedTape<f32, Cpu>>,
+            Error = CpuError,
+        >;
+    /// Shape of a batch of images.
+    type Input: Shape;
+
+    /// The shape of `batch` images of channels, height and width.
+    fn input(batch: usize, image: [usize; 3]) -> Self::Input;
 }
 
-/// Mean cross entropy in nats, and share of wrong answers in percent.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Score {
-    /// Mean cross entropy.
-    pub loss: f64,
-    /// Wrong answers, in percent.
-    pub error: f64,
+/// Shape of the logits of a batch.
+type Batch = (usize, Const<CLASSES>);
+type Logits<S, T> = Tensor<S, f32, Cpu, T>;
+
+/// A data set and how a network is trained on it.
+#[derive(Clone, Debug)]
+pub(super) struct Data {
+    /// Name of the task.
+    pub name: &'static str,
+    /// The data and the network, for people.
+    pub summary: String,
+    pub train: Images,
+    pub validation: Images,
+    pub test: Images,
+    /// Splits that recorded checkpoints are scored on.
+    pub recorded: &'static [Split],
+    pub recording: RecordingConfig,
 }
 
-impl Images {
-    /// Images from their values.
+/// The task of training a network `N` on a set of images.
+#[derive(Clone, Debug)]
+pub struct Classifier<N> {
+    data: Data,
+    layout: Layout,
+    stack: Option<Stack>,
+    network: PhantomData<fn() -> N>,
+}
+
+impl<N: ImageNetwork> Classifier<N> {
+    pub(super) fn new(data: Data) -> Result<Self, TaskError> {
+        let layout = N::layout()?;
+        let stack = Stack::of(&layout);
+        Ok(Self { data, layout, stack, network: PhantomData })
+    }
+
+    /// Loss of a network on the validation split, what G.pt is conditioned on
+    /// unless it was trained otherwise.
     ///
-    /// # Shapes
-    /// `rows [N, I]`, `labels [N]`.
-    ///
-    /// # Panics
-    /// If the lengths do not agree.
-    pub fn new(rows: Vec<f32>, labels: Vec<usize>, inputs: usize) -> Self {
-        assert_eq!(rows.len(), labels.len() * inputs, "one row of {inputs} values a label");
-        let count = labels.len();
-        let mut columns = vec![0.0; rows.len()];
-        for (n, row) in rows.chunks_exact(inputs).enumerate() {
-            for (i, &value) in row.iter().enumerate() {
-                columns[i * count + n] = value;
+    /// # Errors
+    /// If the parameters cannot be read, or are not those of such a network.
+    pub fn validation_loss<M, E, D>(&self, model: &M) -> Result<f64, TaskError>
+    where
+        M: TensorCollection<E, D>,
+        E: Dtype,
+        D: Device<E>,
+    {
+        let flat: Vec<E> = flatten(model)?;
+        let flat: Vec<f32> = flat.iter().map(|p| p.to_f32().unwrap_or(f32::NAN)).collect();
+        Ok(self.measure(&flat, Split::Validation)?[0])
+    }
+
+    /// Images of a split.
+    pub fn images(&self, split: Split) -> &Images {
+        match split {
+            Split::Train => &self.data.train,
+            Split::Validation => &self.data.validation,
+            Split::Test => &self.data.test,
+        }
+    }
+
+    /// Logits of all images of a split, `[N, C]`.
+    fn logits(&self, parameters: &[f32], split: Split) -> Result<Vec<f32>, TaskError> {
+        self.layout.check_length(parameters.len())?;
+        let images = self.images(split);
+        if let Some(stack) = &self.stack {
+            return Ok(stack.logits(parameters, images.rows(), images.len()));
+        }
+        let device = Cpu::default();
+        let mut model: N::Model = device.try_build_module::<N, f32>().map_err(dfdx_error)?;
+        unflatten(&mut model, parameters)?;
+        let mut logits = Vec::with_capacity(images.len() * CLASSES);
+        for rows in images.rows().chunks(CHUNK * images.inputs()) {
+            let shape = N::input(rows.len() / images.inputs(), images.image());
+            let mut input = device.try_zeros_like(&shape).map_err(dfdx_error)?;
+            input.copy_from(rows);
+            logits.extend(model.try_forward(input).map_err(dfdx_error)?.as_vec());
+        }
+        Ok(logits)
+    }
+}
+
+impl<N: ImageNetwork> Task for Classifier<N> {
+    fn name(&self) -> &'static str {
+        self.data.name
+    }
+
+    fn summary(&self) -> String {
+        self.data.summary.clone()
+    }
+
+    fn layout(&self) -> Result<Layout, TaskError> {
+        Ok(self.layout.clone())
+    }
+
+    fn kinds(&self) -> &'static [MetricKind] {
+        &[MetricKind::Loss, MetricKind::Error]
+    }
+
+    fn size(&self, split: Split) -> usize {
+        self.images(split).len()
+    }
+
+    fn recorded_splits(&self) -> &'static [Split] {
+        self.data.recorded
+    }
+
+    fn image(&self) -> Option<[usize; 3]> {
+        Some(self.data.train.image())
+    }
+
+    fn initial(&self, seed: u64) -> Result<Vec<f32>, TaskError> {
+        let device = Cpu::seed_from_u64(seed);
+        let model: N::Model = device.try_build_module::<N, f32>().map_err(dfdx_error)?;
+        Ok(flatten(&model)?)
+    }
+
+    fn measure(&self, parameters: &[f32], split: Split) -> Result<Vec<f64>, TaskError> {
+        let logits = self.logits(parameters, split)?;
+        let Score { loss, error } = self.images(split).score(&logits, CLASSES);
+        Ok(vec![loss, error])
+    }
+
+    fn predictions(&self, parameters: &[f32], split: Split) -> Result<Vec<usize>, TaskError> {
+        Ok(self.logits(parameters, split)?.chunks_exact(CLASSES).map(answer).collect())
+    }
+
+    fn recording(&self) -> RecordingConfig {
+        self.data.recording.clone()
+    }
+
+    fn train(
+        &self,
+        start: &[f32],
+        seed: u64,
+        config: &TrainingConfig,
+        at: &[usize],
+        observe: &mut dyn FnMut(usize, &[f32]) -> ControlFlow<()>,
+    ) -> Result<(), TaskError> {
+        config.validate()?;
+        self.layout.check_length(start.len()).map_err(LayoutError::from)?;
+        let device = Cpu::seed_from_u64(seed);
+        device.try_enable_cache().map_err(dfdx_error)?;
+        let mut model: N::Model = device.try_build_module::<N, f32>().map_err(dfdx_error)?;
+        unflatten(&mut model, start)?;
+        let data = (&self.data.train, seed);
+        let observe = &mut |step: usize, model: &N::Model| {
+            let parameters = flatten(model)?;
+            Ok(observe(step, &parameters))
+        };
+        let result = match config.algorithm {
+            Algorithm::Sgd { momentum } => {
+                let mut sgd = Sgd::new(&model, sgd_config(config, momentum));
+                train_classifier::<N, _>(&device, &mut model, &mut sgd, data, config, at, observe)
             }
-        }
-        Self { inputs, labels, rows, columns }
-    }
-
-    /// Number of images.
-    pub fn len(&self) -> usize {
-        self.labels.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.labels.is_empty()
-    }
-
-    /// Values of one image.
-    pub fn row(&self, index: usize) -> &[f32] {
-        &self.rows[index * self.inputs..][..self.inputs]
-    }
-
-    /// The class of each image.
-    pub fn labels(&self) -> &[usize] {
-        &self.labels
-    }
-
-    /// Scores a network `Linear<I, H>`, ReLU, `Linear<H, C>` by its flat vector.
-    ///
-    /// # Shapes
-    /// `parameters [H * I + H + C * H + C]`.
-    ///
-    /// # Panics
-    /// If `parameters` has another length.
-    pub fn score_mlp(&self, parameters: &[f32], hidden: usize, classes: usize) -> Score {
-        self.score_logits(&self.logits_mlp(parameters, hidden, classes), classes)
-    }
-
-    /// The class that such a network gives each image.
-    ///
-    /// # Panics
-    /// If `parameters` has another length.
-    pub fn answers_mlp(&self, parameters: &[f32], hidden: usize, classes: usize) -> Vec<usize> {
-        let logits = self.logits_mlp(parameters, hidden, classes);
-        (0..self.len()).map(|n| answer(|class| logits[class * self.len() + n], classes).0).collect()
-    }
-
-    /// # Shapes
-    /// Returns `[C, N]`.
-    fn logits_mlp(&self, parameters: &[f32], hidden: usize, classes: usize) -> Vec<f32> {
-        let (weight1, rest) = parameters.split_at(hidden * self.inputs);
-        let (bias1, rest) = rest.split_at(hidden);
-        let (weight2, bias2) = rest.split_at(classes * hidden);
-        assert_eq!(bias2.len(), classes, "a vector for {hidden} units and {classes} classes");
-        let mut units = vec![0.0f32; hidden * self.len()];
-        let mut logits = vec![0.0f32; classes * self.len()];
-        let count = self.len();
-        // Wider instructions where the processor has them; the sums are the same.
-        let instructions = pulp::Arch::new();
-        let input = &self.columns;
-        instructions.dispatch(Linear {
-            weight: weight1,
-            bias: bias1,
-            input,
-            output: &mut units,
-            count,
-        });
-        units.iter_mut().for_each(|u| *u = u.max(0.0));
-        let input = &units;
-        instructions.dispatch(Linear {
-            weight: weight2,
-            bias: bias2,
-            input,
-            output: &mut logits,
-            count,
-        });
-        logits
-    }
-
-    /// # Shapes
-    /// `logits [C, N]`.
-    fn score_logits(&self, logits: &[f32], classes: usize) -> Score {
-        let count = self.len();
-        let (mut loss, mut wrong) = (0.0f64, 0usize);
-        for (n, &label) in self.labels.iter().enumerate() {
-            let at = |class: usize| logits[class * count + n];
-            let (answer, best) = answer(at, classes);
-            let sum: f32 = (0..classes).map(|class| (at(class) - best).exp()).sum();
-            loss += f64::from(sum.ln() + best - at(label));
-            // A network that is not a number answers nothing.
-            wrong += usize::from(answer != label || !sum.is_finite());
-        }
-        Score { loss: loss / count as f64, error: 100.0 * wrong as f64 / count as f64 }
-    }
-}
-
-/// The class with the largest logit, and that logit.
-fn answer(logit: impl Fn(usize) -> f32, classes: usize) -> (usize, f32) {
-    let larger = |best: (usize, f32), class: usize| {
-        let found = logit(class);
-        if found > best.1 {
-            (class, found)
-        } else {
-            best
-        }
-    };
-    (1..classes).fold((0, logit(0)), larger)
-}
-
-/// `y = W x + b` on images that lie in columns.
-///
-/// # Shapes
-/// `weight [O, I]`, `bias [O]`, `input [I, N]`, `output [O, N]`, with `count` = `N`.
-struct Linear<'a> {
-    weight: &'a [f32],
-    bias: &'a [f32],
-    input: &'a [f32],
-    output: &'a mut [f32],
-    count: usize,
-}
-
-impl pulp::NullaryFnOnce for Linear<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        let inputs = self.input.len() / self.count;
-        let rows = self.output.chunks_exact_mut(self.count);
-        for ((output, weight), &bias) in rows.zip(self.weight.chunks_exact(inputs)).zip(self.bias) {
-            output.fill(bias);
-            for (input, &w) in self.input.chunks_exact(self.count).zip(weight) {
-                for (y, &x) in output.iter_mut().zip(input) {
-                    *y += w * x;
-                }
+            Algorithm::Adam => {
+                let mut adam = Adam::new(&model, adam_config(config));
+                train_classifier::<N, _>(&device, &mut model, &mut adam, data, config, at, observe)
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_network_that_is_not_a_number_is_wrong_about_everything() {
-        let images = Images::new(vec![1.0, -1.0], vec![0, 1], 1);
-        let score = images.score_mlp(&[f32::NAN; 6], 1, 2);
-        assert!(score.loss.is_nan());
-        assert_eq!(score.error, 100.0);
-    }
-
-    #[test]
-    fn scores_by_hand() {
-        let images = Images::new(vec![2.0, -1.0], vec![0, 1], 1);
-        // hidden = relu(x), logits = [hidden, 1]
-        let score = images.score_mlp(&[1.0, 0.0, 1.0, 0.0, 0.0, 1.0], 1, 2);
-        let expected = ((1.0 + (-1.0f64).exp()).ln() + (1.0 + (-1.0f64).exp()).ln()) / 2.0;
-        assert!((score.loss - expected).abs() < 1e-6, "{score:?}");
-        assert_eq!(score.error, 0.0);
+        };
+        device.try_disable_cache().map_err(dfdx_error)?;
+        result
     }
 }

@@ -6,22 +6,29 @@
 //! implementation.
 
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
 use crate::layout::{Layout, LayoutError};
 use crate::metric::{Metric, MetricKind, Split};
 use crate::network::NetworkError;
 
+mod cifar;
 pub mod classifier;
 pub mod digits;
 pub mod file;
+mod idx;
+pub mod image_sets;
+pub mod images;
 pub mod recording;
 pub mod seeds;
+mod stack;
 pub mod starts;
 pub mod training;
 
+pub use classifier::{Classifier, ImageNetwork};
 pub use digits::{Digits, DigitsMlp};
 pub use file::{load_network, save_network, NetworkFileError};
-pub use recording::{open_store, record, RecordingConfig, RecordingError};
+pub use recording::{open_store, record, Moments, RecordingConfig, RecordingError};
 pub use seeds::{SeedError, Seeds};
 pub use starts::Starts;
 pub use training::{Algorithm, Schedule, TrainingConfig};
@@ -54,6 +61,28 @@ pub enum TaskError {
         /// Line, from 1.
         line: usize,
         /// What is wrong with it.
+        problem: String,
+    },
+    /// The images of the task are not bundled, and no folder was named.
+    #[error("task `{task}` needs its images: name the folder of {expected} (`--data FOLDER`)")]
+    NoData {
+        /// Name of the task.
+        task: &'static str,
+        /// What must be in the folder, and where it can be had.
+        expected: &'static str,
+    },
+    /// A folder was named for a task that needs none.
+    #[error("task `{task}` comes with its data: leave `--data` out")]
+    Bundled {
+        /// Name of the task.
+        task: &'static str,
+    },
+    /// A file of images or labels is missing, cut off or something else.
+    #[error("cannot use {}: {problem}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what was expected.
         problem: String,
     },
     /// A setting is outside its range.
@@ -115,10 +144,11 @@ pub trait Task: Sync {
     /// Examples in a split.
     fn size(&self, split: Split) -> usize;
 
-    /// The metric that a learned optimizer is conditioned on.
-    fn condition(&self) -> Metric {
-        Metric { kind: self.kinds()[0], split: Split::Validation }
-    }
+    /// Splits that recorded checkpoints are scored on, validation among them.
+    fn recorded_splits(&self) -> &'static [Split];
+
+    /// Channels, height and width of an input, where inputs are images.
+    fn image(&self) -> Option<[usize; 3]>;
 
     /// A freshly initialised network, as dfdx initialises it.
     ///
@@ -132,14 +162,11 @@ pub trait Task: Sync {
     /// If `parameters` has the wrong length.
     fn measure(&self, parameters: &[f32], split: Split) -> Result<Vec<f64>, TaskError>;
 
-    /// The class that a network gives each example of a split.
+    /// The class that a network answers for each example of a split.
     ///
     /// # Errors
     /// If `parameters` has the wrong length.
     fn predictions(&self, parameters: &[f32], split: Split) -> Result<Vec<usize>, TaskError>;
-
-    /// Channels, height and width of an example, `None` where it is no image.
-    fn image(&self) -> Option<[usize; 3]>;
 
     /// How this task's runs are recorded unless the user says otherwise.
     fn recording(&self) -> RecordingConfig;
@@ -162,27 +189,32 @@ pub trait Task: Sync {
     ) -> Result<(), TaskError>;
 }
 
-/// The task of this name.
+/// The task of this name, with the folder of its data where it is not bundled.
 ///
 /// # Errors
-/// If there is none.
-pub fn by_name(name: &str) -> Result<Box<dyn Task>, TaskError> {
+/// If there is none, or its data is missing or damaged.
+pub fn by_name(name: &str, data: Option<&Path>) -> Result<Box<dyn Task>, TaskError> {
     match name {
+        digits::NAME if data.is_some() => Err(TaskError::Bundled { task: digits::NAME }),
         digits::NAME => Ok(Box::new(Digits::load()?)),
-        _ => Err(TaskError::Unknown { found: name.to_owned(), expected: NAMES.join(", ") }),
+        _ => image_sets::by_name(name, data)?.ok_or_else(|| TaskError::Unknown {
+            found: name.to_owned(),
+            expected: NAMES.join(", "),
+        }),
     }
 }
 
 /// Names of all tasks.
-pub const NAMES: &[&str] = &[digits::NAME];
+pub const NAMES: &[&str] =
+    &[digits::NAME, "mnist", "mnist-cnn", "fashion-mnist", "fashion-mnist-cnn", "cifar10"];
 
 /// Order of the splits in what is recorded.
 const SPLITS: [Split; 3] = [Split::Validation, Split::Test, Split::Train];
 
-/// What is recorded with a checkpoint: every kind of metric on every split.
+/// What is recorded with a checkpoint: every kind of metric on every recorded split.
 pub fn metrics(task: &dyn Task) -> Vec<Metric> {
-    SPLITS
-        .into_iter()
-        .flat_map(|split| task.kinds().iter().map(move |&kind| Metric { kind, split }))
+    task.recorded_splits()
+        .iter()
+        .flat_map(|&split| task.kinds().iter().map(move |&kind| Metric { kind, split }))
         .collect()
 }

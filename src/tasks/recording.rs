@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -44,6 +46,18 @@ pub enum RecordingError {
     },
 }
 
+/// Which moments of a run are kept, besides its start and its end.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moments {
+    /// Steps drawn evenly and anew for each run, as in the G.pt paper.
+    Random,
+    /// Checkpoint `i` of `n` is taken at step `steps * (i / (n - 1)) ^ power`: above 1 they
+    /// are dense at the start, where the loss still moves.
+    #[serde(untagged)]
+    Spaced(f64),
+}
+
 /// How runs are trained, and which of their moments are kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RecordingConfig {
@@ -54,9 +68,8 @@ pub struct RecordingConfig {
     pub runs: u64,
     /// Checkpoints of a run, the first and the last included. Default 50.
     pub saves: usize,
-    /// Checkpoint `i` of `n` is taken at step `steps * (i / (n - 1)) ^ spacing`: above 1
-    /// they are dense at the start, where the loss still moves. Default 2.
-    pub spacing: f64,
+    /// At which steps. Default [`Moments::Spaced`] with power 2.
+    pub moments: Moments,
     /// The user's seed, below 2^31; see [`Seeds`]. Default 0.
     pub seed: u64,
 }
@@ -71,7 +84,7 @@ impl Default for RecordingConfig {
             },
             runs: 5000,
             saves: 50,
-            spacing: 2.0,
+            moments: Moments::Spaced(2.0),
             seed: 0,
         }
     }
@@ -95,8 +108,10 @@ impl RecordingConfig {
         if !(2..=1 << 20).contains(&self.saves) {
             return setting("saves", self.saves.to_string(), "2 to 2^20");
         }
-        if !(self.spacing > 0.0 && self.spacing.is_finite()) {
-            return setting("spacing", self.spacing.to_string(), "a positive number");
+        if let Moments::Spaced(power) = self.moments {
+            if !(power > 0.0 && power.is_finite()) {
+                return setting("spacing", power.to_string(), "a positive number");
+            }
         }
         Ok(())
     }
@@ -106,23 +121,36 @@ impl RecordingConfig {
         serde_json::json!({
             "training": self.training,
             "saves": self.saves,
-            "spacing": self.spacing,
+            "spacing": self.moments,
             "seed": self.seed,
         })
     }
 
-    /// Steps at which a checkpoint is kept, ascending. Fewer than `saves` where
-    /// several fall on one step.
-    pub fn steps(&self) -> Vec<usize> {
-        let last = self.saves - 1;
-        let mut steps: Vec<usize> = (0..=last)
-            .map(|i| {
-                let share = (i as f64 / last as f64).powf(self.spacing);
-                (share * self.training.steps as f64).round() as usize
-            })
-            .collect();
-        steps.dedup();
-        steps
+    /// Steps at which a run of this seed keeps a checkpoint, ascending. Fewer than
+    /// `saves` where several fall on one step.
+    pub fn steps(&self, seed: u64) -> Vec<usize> {
+        let steps = self.training.steps;
+        match self.moments {
+            Moments::Spaced(power) => {
+                let last = self.saves - 1;
+                let share = |i| (i as f64 / last as f64).powf(power);
+                let mut all: Vec<usize> =
+                    (0..=last).map(|i| (share(i) * steps as f64).round() as usize).collect();
+                all.dedup();
+                all
+            }
+            Moments::Random => {
+                let between = (self.saves - 2).min(steps - 1);
+                let mut rng = ChaCha8Rng::seed_from_u64(seed);
+                let mut all: Vec<usize> = rand::seq::index::sample(&mut rng, steps - 1, between)
+                    .into_iter()
+                    .map(|step| step + 1)
+                    .chain([0, steps])
+                    .collect();
+                all.sort_unstable();
+                all
+            }
+        }
     }
 }
 
@@ -228,13 +256,13 @@ fn record_run(
     let mut result = Ok(());
     let save = |run: &mut Run, step: usize, parameters: &[f32]| {
         let mut values = Vec::new();
-        for split in super::SPLITS {
+        for &split in task.recorded_splits() {
             values.extend(task.measure(parameters, split)?);
         }
         run.at(step as u64).record_flat(parameters, &values)?;
         Ok(())
     };
-    task.train(&start, seed, &config.training, &config.steps(), &mut |step, parameters| {
+    task.train(&start, seed, &config.training, &config.steps(seed), &mut |step, parameters| {
         result = save(run, step, parameters);
         // A diverged run is dropped in the end: it need not go on.
         if result.is_err() || run.reason().is_some() {
@@ -252,11 +280,23 @@ mod tests {
 
     #[test]
     fn checkpoints_are_dense_at_the_start_and_hold_both_ends() {
-        let steps = RecordingConfig::default().steps();
+        let steps = RecordingConfig::default().steps(0);
         assert_eq!(steps.first(), Some(&0));
         assert_eq!(steps.last(), Some(&400));
         assert!(steps.windows(2).all(|w| w[0] < w[1]));
         assert!(steps[1] - steps[0] < steps[steps.len() - 1] - steps[steps.len() - 2]);
+    }
+
+    #[test]
+    fn random_moments_follow_from_the_seed_and_hold_both_ends() {
+        let config = RecordingConfig { moments: Moments::Random, ..RecordingConfig::default() };
+        let steps = config.steps(3);
+        assert_eq!((steps.len(), steps[0], steps[49]), (50, 0, 400));
+        assert!(steps.windows(2).all(|w| w[0] < w[1]));
+        assert_eq!(steps, config.steps(3));
+        assert_ne!(steps, config.steps(4));
+        let more = RecordingConfig { saves: 1000, ..config };
+        assert_eq!(more.steps(0), (0..=400).collect::<Vec<_>>());
     }
 
     #[test]
@@ -268,7 +308,7 @@ mod tests {
             (RecordingConfig { runs: u64::MAX, ..good.clone() }, "runs"),
             (RecordingConfig { saves: 1, ..good.clone() }, "saves"),
             (RecordingConfig { saves: usize::MAX, ..good.clone() }, "saves"),
-            (RecordingConfig { spacing: f64::NAN, ..good.clone() }, "spacing"),
+            (RecordingConfig { moments: Moments::Spaced(f64::NAN), ..good.clone() }, "spacing"),
         ] {
             assert!(bad.validate().unwrap_err().to_string().contains(field), "{field}");
         }

@@ -41,7 +41,7 @@ impl Starts {
         runs: Range<u64>,
     ) -> Result<Self, RecordingError> {
         let seeds = Seeds::recording(seed)?;
-        let condition = task.condition();
+        let condition = gpt.weights().header.metric;
         let index = task.kinds().iter().position(|&kind| kind == condition.kind).unwrap_or(0);
         let size = gpt.weights().header.layout.num_parameters();
         let best = gpt.weights().header.prompt_range.best;

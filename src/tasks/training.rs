@@ -12,7 +12,8 @@ use rand_chacha::rand_core::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::classifier::Images;
+use super::classifier::{ImageNetwork, CLASSES};
+use super::images::Images;
 use super::TaskError;
 
 /// Which of dfdx's optimizers.
@@ -58,6 +59,11 @@ pub enum Schedule {
     Constant,
     /// Half a cosine, from the learning rate to zero at the last step.
     Cosine,
+    /// The same, but it changes every `steps` steps only, once an epoch say.
+    Staircase {
+        /// Steps with one rate.
+        steps: usize,
+    },
 }
 
 /// How one network is trained.
@@ -115,14 +121,17 @@ impl TrainingConfig {
         check(self.steps > 0, "steps", &self.steps, "at least 1")
     }
 
+    fn cosine(&self, step: usize) -> f64 {
+        let share = step as f64 / self.steps as f64;
+        0.5 * self.learning_rate * (1.0 + (std::f64::consts::PI * share).cos())
+    }
+
     /// The learning rate of a step, counted from 0.
     pub fn rate(&self, step: usize) -> f64 {
         match self.schedule {
             Schedule::Constant => self.learning_rate,
-            Schedule::Cosine => {
-                let share = step as f64 / self.steps as f64;
-                0.5 * self.learning_rate * (1.0 + (std::f64::consts::PI * share).cos())
-            }
+            Schedule::Cosine => self.cosine(step),
+            Schedule::Staircase { steps } => self.cosine(step - step % steps.max(1)),
         }
     }
 }
@@ -170,35 +179,31 @@ fn weight_decay(config: &TrainingConfig) -> Option<WeightDecay> {
 /// Sees a model at a step, and may end the training.
 pub(super) type Observe<'a, M> = dyn FnMut(usize, &M) -> Result<ControlFlow<()>, TaskError> + 'a;
 
-/// Trains a classifier of `I` inputs and `C` classes with cross entropy.
+/// Trains a classifier with cross entropy.
 ///
 /// `observe` sees the model at each of `at` and ends the training with `Break`.
-pub(super) fn train_classifier<const I: usize, const C: usize, M, O>(
+pub(super) fn train_classifier<N: ImageNetwork, O>(
     device: &Cpu,
-    model: &mut M,
+    model: &mut N::Model,
     optimizer: &mut O,
     (images, seed): (&Images, u64),
     config: &TrainingConfig,
     at: &[usize],
-    observe: &mut Observe<'_, M>,
+    observe: &mut Observe<'_, N::Model>,
 ) -> Result<(), TaskError>
 where
-    M: TensorCollection<f32, Cpu>
-        + ModuleMut<
-            Tensor<(usize, Const<I>), f32, Cpu, OwnedTape<f32, Cpu>>,
-            Output = Tensor<(usize, Const<C>), f32, Cpu, OwnedTape<f32, Cpu>>,
-            Error = CpuError,
-        >,
-    O: Optimizer<M, Cpu, f32> + Rated,
+    O: Optimizer<N::Model, Cpu, f32> + Rated,
 {
+    let inputs = images.inputs();
     let batch = config.batch_size.min(images.len());
     let mut order: Vec<usize> = (0..images.len()).collect();
     let mut position = images.len();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut rows = vec![0.0f32; batch * I];
-    let mut targets = vec![0.0f32; batch * C];
-    let mut input = device.try_zeros_like(&(batch, Const::<I>)).map_err(dfdx_error)?;
-    let mut target = device.try_zeros_like(&(batch, Const::<C>)).map_err(dfdx_error)?;
+    let mut rows = vec![0.0f32; batch * inputs];
+    let mut targets = vec![0.0f32; batch * CLASSES];
+    let shape = N::input(batch, images.image());
+    let mut input = device.try_zeros_like(&shape).map_err(dfdx_error)?;
+    let mut target = device.try_zeros_like(&(batch, Const::<CLASSES>)).map_err(dfdx_error)?;
     let mut gradients = model.try_alloc_grads().map_err(dfdx_error)?;
     let mut at = at.iter().copied().peekable();
     for step in 0..=config.steps {
@@ -218,8 +223,8 @@ where
             }
             targets.fill(0.0);
             for (n, &image) in order[position..position + batch].iter().enumerate() {
-                rows[n * I..][..I].copy_from_slice(images.row(image));
-                targets[n * C + images.labels()[image]] = 1.0;
+                rows[n * inputs..][..inputs].copy_from_slice(images.row(image));
+                targets[n * CLASSES + images.labels()[image]] = 1.0;
             }
             position += batch;
             input.copy_from(&rows);
@@ -265,6 +270,9 @@ mod tests {
         assert_eq!(cosine.rate(0), 0.05);
         assert!((cosine.rate(200) - 0.025).abs() < 1e-12);
         assert!(cosine.rate(400).abs() < 1e-12);
+        let stairs =
+            TrainingConfig { schedule: Schedule::Staircase { steps: 100 }, ..cosine.clone() };
+        assert_eq!((stairs.rate(299), stairs.rate(300)), (cosine.rate(200), cosine.rate(300)));
     }
 
     #[test]

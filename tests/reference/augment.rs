@@ -87,7 +87,12 @@ fn grouped(tensors: &[(String, Vec<usize>)]) -> Outcome<Layout> {
         let bias = tensors.iter().position(|(name, _)| *name == format!("{prefix}bias"));
         axes.extend(bias.map(|bias| axis(bias, 0, 1, true)));
         axes.push(axis(pair[1], 1, tensors[pair[1]].1[1] / units, false));
-        groups.push(UnitGroup { name: prefix.trim_end_matches('.').to_owned(), units, axes });
+        groups.push(UnitGroup {
+            name: prefix.trim_end_matches('.').to_owned(),
+            units,
+            axes,
+            odd: false,
+        });
     }
     let entry = |(name, shape): &(String, Vec<usize>)| {
         let role = if shape.len() > 1 { Role::Weight } else { Role::Bias };

@@ -73,6 +73,23 @@ pub(super) fn multiply<F: Float>(out: &mut [F], a: Matrix<'_, F>, b: Matrix<'_, 
     }
 }
 
+/// `y = x Wᵀ + b`, on one thread.
+///
+/// # Shapes
+/// `y [N, O]`, `x [N, I]`, `weight [O, I]`, `bias [O]`.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub(crate) fn linear<F: Float>(y: &mut [F], x: &[F], weight: &[F], bias: &[F]) {
+    let (outputs, inputs) = (bias.len(), weight.len() / bias.len());
+    let rows = y.len() / outputs;
+    for row in y.chunks_exact_mut(outputs) {
+        row.copy_from_slice(bias);
+    }
+    let weight = Matrix::new(weight, outputs, inputs).transposed();
+    multiply(y, Matrix::new(x, rows, inputs), weight, Write::Add);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,6 +18,7 @@ mod optimizer;
 mod tokens;
 
 pub(crate) use attention::scratch_len as attention_scratch_len;
+pub(crate) use matmul::linear;
 pub(crate) use optimizer::{AdamStep, SumOfSquares};
 
 use std::ops::Range;
