@@ -21,7 +21,7 @@ use super::terminal::Terminal;
 #[command(after_help = "\
 Examples:
   lopt walk digits
-  lopt walk digits --prompt 0.2 --figure walk.svg --strip strip.svg
+  lopt walk digits --starts --figure walk.svg --strip strip.svg
   lopt walk digits --frames 24 --json --quiet | jq .course.validation_loss")]
 pub struct Arguments {
     /// Task to sample for
@@ -41,6 +41,9 @@ pub struct Arguments {
     /// Networks on the circle
     #[arg(long, value_name = "N", default_value_t = 96, value_parser = clap::value_parser!(u16).range(3..=1000))]
     frames: u16,
+    /// Let the starting network go around a circle as well, through two initialisations
+    #[arg(long)]
+    starts: bool,
     /// Validation loss to ask for [default: the best that the weights were trained on]
     #[arg(long, value_name = "LOSS", value_parser = super::prompt)]
     prompt: Option<f64>,
@@ -58,6 +61,7 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
     let config = WalkConfig {
         frames: usize::from(arguments.frames),
         prompt: loaded.prompt(arguments.prompt, terminal),
+        starts: arguments.starts,
         seed: arguments.seed,
     };
     let metric = loaded.gpt.weights().header.metric;

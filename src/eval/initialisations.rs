@@ -19,7 +19,7 @@ use super::alignment::Request;
 use super::scores::condition;
 use super::{EvalError, Monitor, Networks, Scores, Subject};
 use crate::layout::{Layout, Role, TensorSpec};
-use crate::metric::{Metric, Split};
+use crate::metric::{Direction, Metric, Split};
 use crate::tasks::{Seeds, Task, TaskError};
 
 /// How a network is initialised.
@@ -197,6 +197,9 @@ pub struct Recovery {
     pub initialisation: Initialisation,
     /// Before the first and after every update.
     pub after: Vec<Scores>,
+    /// Of each network the state, before or after an update, whose metric was the best:
+    /// what is left when updates that do not help are undone.
+    pub kept: Scores,
     /// Updates until the mean test metric is that of one update of the kind seen
     /// in training, `None` if it never is within those that were made.
     pub updates_to_match: Option<usize>,
@@ -242,7 +245,8 @@ pub fn initialisations(
     config.validate()?;
     subject.check(task)?;
     let prompt = config.prompt.unwrap_or(subject.best_prompt);
-    let test = Metric { split: Split::Test, ..subject.metric };
+    let metric = subject.metric;
+    let test = Metric { split: Split::Test, ..metric };
     let seeds = Networks::fresh(task, Seeds::evaluation(config.seed)?, config.networks)?.seeds;
     let target = vec![prompt; config.networks];
     monitor.stage("updates", Initialisation::ALL.len() * config.updates);
@@ -253,14 +257,17 @@ pub fn initialisations(
             parameters.extend(initialisation.sample(task, seed)?);
         }
         let mut after = vec![Scores::of(task, &parameters)?];
+        let mut current = condition(task, metric, &parameters)?;
+        let mut kept = (parameters.clone(), current.clone());
         for _ in 0..config.updates {
             if monitor.cancelled() {
                 return Err(EvalError::Cancelled);
             }
-            let current = condition(task, subject.metric, &parameters)?;
             let request = Request { start: &parameters, current: &current, target: &target };
             parameters = subject.sample(request)?;
             after.push(Scores::of(task, &parameters)?);
+            current = condition(task, metric, &parameters)?;
+            keep_better(metric.kind.direction(), &mut kept, (&parameters, &current));
             monitor.advance();
         }
         let seen = kinds.first().map_or(&after, |own| &own.after)[1].get(test).mean;
@@ -269,16 +276,33 @@ pub fn initialisations(
         // A mean that is not a number is no match.
         let updates_to_match =
             after.iter().position(|s| s.get(test).mean.is_finite() && matched(s));
-        kinds.push(Recovery { initialisation, after, updates_to_match });
+        let kept = Scores::of(task, &kept.0)?;
+        kinds.push(Recovery { initialisation, after, kept, updates_to_match });
     }
     Ok(Initialisations {
         task: task.name().to_owned(),
         networks: config.networks,
-        metric: subject.metric,
+        metric,
         prompt,
         kinds,
         config: config.clone(),
     })
+}
+
+/// Replaces networks, `[N, P]`, by those with a better metric, `[N]`.
+fn keep_better(
+    direction: Direction,
+    kept: &mut (Vec<f32>, Vec<f64>),
+    (networks, values): (&[f32], &[f64]),
+) {
+    let size = networks.len() / values.len();
+    let rows = kept.0.chunks_exact_mut(size).zip(&mut kept.1);
+    for ((row, best), (network, &value)) in rows.zip(networks.chunks_exact(size).zip(values)) {
+        if direction.is_better(value, *best) || best.is_nan() {
+            row.copy_from_slice(network);
+            *best = value;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -386,6 +410,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_is_the_best_of_each_network() {
+        let mut kept = (vec![1.0, 1.0, 2.0, 2.0], vec![0.5, f64::NAN]);
+        for (networks, values) in [([3.0, 3.0, 4.0, 4.0], [0.4, 0.7]), ([5.0; 4], [0.6, 0.8])] {
+            keep_better(Direction::Minimize, &mut kept, (&networks, &values));
+        }
+        assert_eq!(kept, (vec![3.0, 3.0, 4.0, 4.0], vec![0.4, 0.7]));
+        keep_better(Direction::Maximize, &mut kept, (&[6.0; 4], &[0.3, f64::NAN]));
+        assert_eq!(kept.1, [0.4, 0.7]);
+    }
+
+    #[test]
     fn recovery_is_counted_from_the_kind_that_was_seen() {
         // The stand-in halves the way to a network that knows nothing.
         let digits = Digits::load().unwrap();
@@ -405,6 +440,10 @@ mod tests {
         // Own is matched by one update, half of it by none, its double by two.
         let matches = |k: usize| result.kinds[k].updates_to_match;
         assert_eq!((matches(0), matches(4), matches(5)), (Some(1), Some(0), Some(2)));
+        for kind in &result.kinds {
+            let loss = |scores: &Scores| scores.get(Metric::VALIDATION_LOSS).mean;
+            assert!(kind.after.iter().all(|scores| loss(&kind.kept) <= loss(scores)));
+        }
         let json = serde_json::to_value(&result).unwrap();
         assert_eq!(json["kinds"][4]["initialisation"], "scaled_0.5");
 

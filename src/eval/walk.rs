@@ -5,6 +5,10 @@
 //! path is a circle through two draws `a` and `b`: `cos φ · a + sin φ · b` is
 //! standard normal for every `φ`, as the noise that the model was trained on is.
 //!
+//! Where the start decides nearly all of a sample, the noise changes little. The
+//! start can then go around a circle of its own, through two initialisations: on it
+//! parameters keep the mean and variance that they are initialised with.
+//!
 //! Shape letters: `F` frames of the walk, `P` parameters.
 //!
 //! # Source
@@ -34,6 +38,8 @@ pub struct WalkConfig {
     pub frames: usize,
     /// The metric asked for.
     pub prompt: f64,
+    /// Whether the starting network goes around a circle too. Default false.
+    pub starts: bool,
     /// The user's seed, below 2^31. Default 0.
     pub seed: u64,
 }
@@ -41,7 +47,7 @@ pub struct WalkConfig {
 impl WalkConfig {
     /// A walk at this prompt.
     pub fn new(prompt: f64) -> Self {
-        Self { frames: 96, prompt, seed: 0 }
+        Self { frames: 96, prompt, starts: false, seed: 0 }
     }
 
     /// Checks every field.
@@ -84,7 +90,7 @@ pub struct Walk {
     pub task: String,
     /// The metric that the optimizer is conditioned on.
     pub metric: Metric,
-    /// The starting network, which all are updates of.
+    /// The starting network, or networks, that these are updates of.
     pub start: Scores,
     /// The metrics along the walk.
     pub course: Course,
@@ -108,8 +114,8 @@ impl Walk {
         let values = self.course.get(self.metric);
         let differences = values.iter().map(|value| (value - self.config.prompt).abs());
         let mean = differences.clone().sum::<f64>() / values.len() as f64;
-        // Written so that a value that is not a number shows.
-        (mean, differences.fold(0.0, |most, d| if d <= most { most } else { d }))
+        let most = differences.fold(0.0, f64::max);
+        (mean, if mean.is_finite() { most } else { mean })
     }
 
     /// The parameters of one network.
@@ -132,22 +138,21 @@ pub fn walk(
 ) -> Result<Walk, EvalError> {
     config.validate()?;
     let frames = config.frames;
-    let start = task.initial(Seeds::evaluation(config.seed)?.run(0)?)?;
-    let current = condition(task, metric, &start)?;
-    let noise = circle(start.len(), frames, config.seed);
+    let starts = starts(task, config)?;
+    let size = starts.len() / frames;
+    let noise = noise(size, frames, config.seed);
+    let target = vec![config.prompt; frames];
     monitor.stage("networks", frames);
     let mut networks = Vec::with_capacity(noise.len());
     // In parts, so that it can be followed and ended.
-    for part in noise.chunks(start.len() * 16) {
+    let parts = starts.chunks(size * 16).zip(noise.chunks(size * 16));
+    for (start, part) in parts {
         if monitor.cancelled() {
             return Err(EvalError::Cancelled);
         }
-        let count = part.len() / start.len();
-        let request = Request {
-            start: &start.repeat(count),
-            current: &current.repeat(count),
-            target: &vec![config.prompt; count],
-        };
+        let current = condition(task, metric, start)?;
+        let count = current.len();
+        let request = Request { start, current: &current, target: &target[..count] };
         let samples = sample(request, part)?;
         let (found, expected) = (samples.len(), part.len());
         if found != expected {
@@ -164,7 +169,7 @@ pub fn walk(
             course.push((Metric { kind, split }, values));
         }
     }
-    let rows: Vec<&[f32]> = networks.chunks(start.len()).collect();
+    let rows: Vec<&[f32]> = networks.chunks(size).collect();
     let apart = |ahead: usize| {
         let ahead = |k: usize| distance(rows[k], rows[(k + ahead) % frames]);
         (0..frames).map(ahead).sum::<f64>() / frames as f64
@@ -172,7 +177,7 @@ pub fn walk(
     Ok(Walk {
         task: task.name().to_owned(),
         metric,
-        start: Scores::of(task, &start)?,
+        start: Scores::of(task, if config.starts { &starts } else { &starts[..size] })?,
         course: Course(course),
         step: apart(1),
         across: apart(frames / 2),
@@ -182,15 +187,31 @@ pub fn walk(
     })
 }
 
-/// Noise on a circle, `[F, P]`.
-fn circle(size: usize, frames: usize, seed: u64) -> Vec<f32> {
+/// The starting network of every frame, `[F, P]`.
+fn starts(task: &dyn Task, config: &WalkConfig) -> Result<Vec<f32>, EvalError> {
+    let seeds = Seeds::evaluation(config.seed)?;
+    let one = task.initial(seeds.run(0)?)?;
+    if !config.starts {
+        return Ok(one.repeat(config.frames));
+    }
+    let wide = |network: Vec<f32>| network.into_iter().map(f64::from).collect::<Vec<_>>();
+    Ok(circle(&wide(one), &wide(task.initial(seeds.run(1)?)?), config.frames))
+}
+
+/// The noise of every frame, `[F, P]`.
+fn noise(size: usize, frames: usize, seed: u64) -> Vec<f32> {
     let (mut a, mut b) = (vec![0.0f64; size], vec![0.0f64; size]);
     let mut source = SeededNoise::new(seed, 0);
     source.fill(&mut a);
     source.fill(&mut b);
+    circle(&a, &b, frames)
+}
+
+/// Vectors on the circle through two, `[F, P]`.
+fn circle(a: &[f64], b: &[f64], frames: usize) -> Vec<f32> {
     let frame = |k: usize| {
         let (sine, cosine) = (TAU * k as f64 / frames as f64).sin_cos();
-        a.iter().zip(&b).map(move |(a, b)| (cosine * a + sine * b) as f32)
+        a.iter().zip(b).map(move |(a, b)| (cosine * a + sine * b) as f32)
     };
     (0..frames).flat_map(frame).collect()
 }
@@ -230,15 +251,6 @@ impl Filters {
             shape,
         })
     }
-
-    /// Values of one picture.
-    ///
-    /// # Panics
-    /// If the network is too short.
-    pub fn picture<'a>(&self, network: &'a [f32], unit: usize) -> &'a [f32] {
-        let size = self.shape.iter().product::<usize>();
-        &network[self.offset + unit * size..][..size]
-    }
 }
 
 #[cfg(test)]
@@ -250,7 +262,7 @@ mod tests {
     #[test]
     fn the_circle_is_closed_even_and_normal() {
         let (size, frames) = (4000, 8);
-        let noise = circle(size, frames, 3);
+        let noise = noise(size, frames, 3);
         let row = |k: usize| &noise[(k % frames) * size..][..size];
         for k in 0..frames {
             let square: f64 = row(k).iter().map(|&v| f64::from(v).powi(2)).sum();
@@ -260,8 +272,8 @@ mod tests {
             assert!((step - 2.0 * (TAU / 16.0).sin()).abs() < 0.03, "frame {k}: {step}");
             assert!(row(k).iter().zip(row(k + 4)).all(|(a, b)| (a + b).abs() < 1e-6));
         }
-        assert_eq!(noise, circle(size, frames, 3));
-        assert_ne!(noise, circle(size, frames, 4));
+        assert_eq!(noise, super::noise(size, frames, 3));
+        assert_ne!(noise, super::noise(size, frames, 4));
     }
 
     #[test]
@@ -276,7 +288,7 @@ mod tests {
             Ok(request.start.iter().zip(noise).map(|(p, z)| p + 0.01 * z).collect())
         };
         let walk = walk(&digits, Metric::VALIDATION_LOSS, &mut sample, &config, &()).unwrap();
-        let noise = circle(start.len(), 20, 0);
+        let noise = noise(start.len(), 20, 0);
         let expected = start.iter().zip(&noise[19 * start.len()..]).map(|(p, z)| p + 0.01 * z);
         assert_eq!(walk.network(19), expected.collect::<Vec<_>>());
         assert!(walk.step > 0.0 && walk.step < 0.2 * walk.across);
@@ -286,7 +298,25 @@ mod tests {
         assert!(mean > 1.5 && most >= mean, "{mean} {most}");
         let filters = walk.filters.as_ref().unwrap();
         assert_eq!((filters.units, filters.shape), (10, [1, 8, 8]));
-        assert_eq!(filters.picture(&start, 1), &start[64..128]);
+    }
+
+    #[test]
+    fn starts_can_go_around_too() {
+        let digits = Digits::load().unwrap();
+        let config = WalkConfig { frames: 4, starts: true, ..WalkConfig::new(0.2) };
+        let seeds = Seeds::evaluation(0).unwrap();
+        let [a, b] = [0, 1].map(|run| digits.initial(seeds.run(run).unwrap()).unwrap());
+        let mut sample = |request: Request<'_>, _: &[f32]| {
+            let ratio = request.current[1] / digits.measure(&b, Split::Validation).unwrap()[0];
+            assert!((ratio - 1.0).abs() < 1e-6, "{ratio}");
+            Ok(request.start.to_vec())
+        };
+        let walk = walk(&digits, Metric::VALIDATION_LOSS, &mut sample, &config, &()).unwrap();
+        for (frame, sign, expected) in [(0, 1.0, &a), (1, 1.0, &b), (2, -1.0, &a), (3, -1.0, &b)] {
+            for (found, p) in walk.network(frame).iter().zip(expected) {
+                assert!((found - sign * p).abs() < 1e-6, "frame {frame}");
+            }
+        }
     }
 
     #[test]

@@ -56,8 +56,8 @@ pub fn diversity_page(result: &Diversity, provenance: &Provenance) -> Result<Str
             &format!(
                 "Left: the plane in which samples and trainings spread most ({} and {} of their variance), \
                  and the {metric} of the networks that lie in it: the deeper the colour, the better. \
-                 Samples and trainings lie beside the plane, so theirs is not the one that is drawn below \
-                 them. Right: every two networks of a group, by the distance of their parameters and by the \
+                 Samples and trainings are seen from above the plane; theirs is not quite the one drawn \
+                 below them. Right: every two networks of a group, by the distance of their parameters and by the \
                  share of test examples that they answer differently.",
                 shares[0], shares[1]
             ),
@@ -154,8 +154,11 @@ fn landscape(result: &Diversity) -> Result<String, ReportError> {
         .filter(|group| !group.places.is_empty())
         .map(|group| (Sign::Disc(colour(group.cause)), title(group)))
         .collect();
-    let start = value(metric.kind, result.start.get(metric).mean);
-    legend.push((Sign::Ring, format!("the start, {metric} {start}")));
+    let finite = || land.values.iter().copied().filter(|v| v.is_finite());
+    let ends = [finite().fold(f64::NAN, f64::min), finite().fold(f64::NAN, f64::max)];
+    let [low_value, high_value] = ends.map(|v| value(metric.kind, v));
+    let shade_text = format!("{metric} of the plane, {low_value} to {high_value}");
+    legend.push((Sign::Disc(VIOLET), shade_text));
     let description = format!("Samples and trainings on the landscape of {metric}");
     draw(HALF, axes, &[&legend], &description, |figure| {
         shade(figure, metric, land)?;
@@ -164,7 +167,7 @@ fn landscape(result: &Diversity) -> Result<String, ReportError> {
                 figure.disc((x, y), 5, colour(group.cause), 0.9)?;
             }
         }
-        figure.mark((land.start[0], land.start[1]))
+        Ok(())
     })
 }
 
@@ -226,7 +229,10 @@ fn pairs(result: &Diversity) -> Result<String, ReportError> {
     let end = |values: &mut dyn Iterator<Item = f64>| {
         1.08 * values.filter(|v| v.is_finite()).fold(1e-3, f64::max)
     };
-    let x = Axis::linear("distance of two networks", 0.0..end(&mut all().map(|p| p.distance)), 5);
+    let farthest = end(&mut all().map(|p| p.distance));
+    let distances = all().map(|p| p.distance).filter(|&d| d > 0.0);
+    let nearest = 0.9 * distances.fold(farthest, f64::min);
+    let x = Axis::logarithmic("distance of two networks", nearest..farthest);
     let y = Axis::linear(
         "answered differently, in percent",
         0.0..end(&mut all().map(|p| p.disagreement)),
@@ -243,10 +249,54 @@ fn pairs(result: &Diversity) -> Result<String, ReportError> {
     let description = "Disagreement of two networks against the distance of their parameters";
     draw(HALF, (x, y), &[&legend], description, |figure| {
         for group in result.groups.iter().rev() {
-            for pair in &group.pairs {
+            for pair in group.pairs.iter().filter(|pair| pair.distance.is_finite()) {
                 figure.disc((pair.distance, pair.disagreement), 3, colour(group.cause), 0.45)?;
             }
         }
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::alignment::Request;
+    use crate::eval::{
+        diversity, initialisations, walk, DiversityConfig, InitialisationConfig, Subject,
+        WalkConfig,
+    };
+    use crate::report::{initialisations_page, walk_page, walk_strip};
+    use crate::tasks::Digits;
+
+    #[test]
+    fn updates_that_have_all_diverged_are_reported_too() {
+        let digits = Digits::load().unwrap();
+        let metric = Metric::VALIDATION_LOSS;
+        let mut sample = |request: Request<'_>| Ok(vec![f32::NAN; request.start.len()]);
+        let mut subject = Subject { name: "broken", sample: &mut sample, metric, best_prompt: 0.1 };
+        let provenance = Provenance::default();
+
+        let config = DiversityConfig {
+            samples: 2,
+            trainings: 0,
+            landscape: 2,
+            ..DiversityConfig::default()
+        };
+        let result = diversity(&digits, &mut subject, &config, &()).unwrap();
+        let page = diversity_page(&result, &provenance).unwrap();
+        assert!(page.contains("validation loss of the plane, diverged to diverged"));
+
+        let config = InitialisationConfig { networks: 2, updates: 1, ..Default::default() };
+        let result = initialisations(&digits, &mut subject, &config, &()).unwrap();
+        let page = initialisations_page(&result, &provenance).unwrap();
+        assert!(page.contains("Xavier uniform: diverged after 1"));
+        // What is kept is the start.
+        assert_eq!(result.kinds[2].kept, result.kinds[2].after[0]);
+
+        let mut sample = |request: Request<'_>, _: &[f32]| Ok(vec![f32::NAN; request.start.len()]);
+        let config = WalkConfig { frames: 3, ..WalkConfig::new(0.1) };
+        let result = walk(&digits, metric, &mut sample, &config, &()).unwrap();
+        assert!(walk_page(&result, &provenance).unwrap().contains("diverged"));
+        assert!(walk_strip(&result).unwrap().unwrap().contains("diverged"));
+    }
 }

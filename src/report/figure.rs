@@ -106,8 +106,6 @@ pub(super) enum Sign {
     Diamond(RGBColor),
     /// A dashed line in the colour of the text.
     Rule,
-    /// A ring in the colour of the text.
-    Ring,
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
@@ -297,11 +295,6 @@ impl Figure<'_, '_> {
         self.root.draw(&ring).map_err(ReportError::new)
     }
 
-    /// A ring in the colour of the text, for what is neither good nor bad.
-    pub fn mark(&self, at: (f64, f64)) -> Result<(), ReportError> {
-        self.ring(at, INK)
-    }
-
     /// A straight piece of a thin line in the colour of the text.
     pub fn hairline(&self, from: (f64, f64), to: (f64, f64)) -> Result<(), ReportError> {
         self.path(&[from, to], INK.mix(0.45).stroke_width(1))
@@ -375,10 +368,6 @@ impl Figure<'_, '_> {
             Sign::Disc(colour) => {
                 let disc = Circle::new((x + 13, y), 6, colour.filled());
                 self.root.draw(&disc).map_err(ReportError::new)?;
-            }
-            Sign::Ring => {
-                let ring = Circle::new((x + 13, y), 5, INK.stroke_width(2));
-                self.root.draw(&ring).map_err(ReportError::new)?;
             }
             Sign::Diamond(colour) => {
                 self.root.draw(&diamond((x + 13, y), colour)).map_err(ReportError::new)?;

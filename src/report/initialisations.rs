@@ -23,7 +23,7 @@ pub fn initialisations_table(result: &Initialisations) -> Table {
     if with_error {
         header.push(format!("{error} after {updates}"));
     }
-    header.push("updates to match".to_owned());
+    header.extend(["best kept".to_owned(), "updates to match".to_owned()]);
     let mut table = Table::new(header);
     for kind in &result.kinds {
         let mut cells = vec![kind.initialisation.to_string()];
@@ -31,6 +31,7 @@ pub fn initialisations_table(result: &Initialisations) -> Table {
         if with_error {
             cells.push(score(&kind.after[updates], error));
         }
+        cells.push(score(&kind.kept, test));
         cells.push(steps(kind.updates_to_match, updates));
         table.row(cells);
     }
@@ -70,8 +71,10 @@ pub fn initialisations_page(
         section(
             "All figures",
             &format!(
-                "Mean and standard error over {networks} networks. Updates to match: the first after which \
-                 the mean {test} is that of one update of dfdx's own initialisation."
+                "Mean and standard error over {networks} networks. Best kept: of each network the state \
+                 with the best {}, as when updates that do not help are undone. Updates to match: the first \
+                 after which the mean {test} is that of one update of dfdx's own initialisation.",
+                result.metric
             ),
             &initialisations_table(result).to_html(),
         ),
@@ -111,7 +114,10 @@ fn curves(result: &Initialisations) -> Result<String, ReportError> {
     let series: Vec<_> = result.kinds.iter().zip(COLOURS).collect();
     let entry = |(kind, colour): &(&crate::eval::initialisations::Recovery, Colour)| {
         let last = value(test.kind, kind.after[updates].get(test).mean);
-        (Sign::Line(*colour, Line::Solid), format!("{}: {last} at last", kind.initialisation))
+        (
+            Sign::Line(*colour, Line::Solid),
+            format!("{}: {last} after {updates}", kind.initialisation),
+        )
     };
     let legend: Vec<_> = series.iter().map(entry).collect();
     let columns: Vec<&[_]> = legend.chunks(3).collect();

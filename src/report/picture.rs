@@ -26,12 +26,17 @@ pub(super) struct Scale(f64);
 
 impl Scale {
     /// The scale of some weights.
-    pub fn of(weights: impl Iterator<Item = f32>) -> Self {
-        let mut sizes: Vec<f64> = weights.map(|w| f64::from(w.abs())).collect();
+    pub fn of(weights: &[f32]) -> Self {
+        let mut sizes: Vec<f64> = weights.iter().map(|w| f64::from(w.abs())).collect();
         sizes.sort_by(f64::total_cmp);
         let last = sizes.len().saturating_sub(1);
         let largest = sizes.get((WITHIN * last as f64).round() as usize).copied();
         Self(largest.filter(|&size| size > 0.0).unwrap_or(1.0))
+    }
+
+    /// How much finer another scale is.
+    pub fn over(self, other: Self) -> f64 {
+        self.0 / other.0
     }
 
     /// -1 to 1.
@@ -124,12 +129,13 @@ impl Tiling {
         Self { units, columns, tile: (width + GAP, height + GAP) }
     }
 
-    /// About four times as wide as high, of at most `most` units.
+    /// Wider than high, with few places left empty, of at most `most` units.
     pub fn wide(filters: &Filters, most: usize) -> Self {
         let units = filters.units.min(most);
         let off = |columns: &usize| {
-            let ratio = *columns as f64 / units.div_ceil(*columns) as f64;
-            (ratio / 4.0).ln().abs()
+            let rows = units.div_ceil(*columns);
+            let empty = (rows * columns - units) as f64 / units as f64;
+            (*columns as f64 / rows as f64 / 2.5).ln().abs() + 3.0 * empty
         };
         let columns = (1..=units).min_by(|a, b| off(a).total_cmp(&off(b))).unwrap_or(1);
         Self::new(filters, units, columns)
@@ -140,18 +146,20 @@ impl Tiling {
         (self.columns * self.tile.0, self.units.div_ceil(self.columns) * self.tile.1)
     }
 
-    /// Draws one network's pictures with their corner at a pixel.
+    /// Draws the pictures of one layer's weights with their corner at a pixel.
     pub fn draw(
         &self,
         canvas: &mut Canvas,
         (x, y): (usize, usize),
         filters: &Filters,
-        network: &[f32],
+        weights: &[f32],
         scale: Scale,
     ) {
-        for unit in 0..self.units {
+        let size = filters.shape.iter().product::<usize>();
+        let pictures = weights.chunks_exact(size);
+        for (unit, values) in pictures.take(self.units).enumerate() {
             let at = (x + unit % self.columns * self.tile.0, y + unit / self.columns * self.tile.1);
-            canvas.picture(at, filters, filters.picture(network, unit), scale);
+            canvas.picture(at, filters, values, scale);
         }
     }
 }
@@ -209,7 +217,7 @@ mod tests {
 
     #[test]
     fn tilings_are_wide_and_hold_all_units() {
-        for (units, columns) in [(1, 1), (10, 5), (16, 8), (64, 16), (100, 16)] {
+        for (units, columns) in [(1, 1), (10, 5), (16, 8), (32, 8), (100, 13)] {
             let tiling = Tiling::wide(&filters(units, [1, 8, 8]), 64);
             assert_eq!((tiling.units, tiling.columns), (units.min(64), columns), "{units}");
         }
@@ -217,9 +225,10 @@ mod tests {
 
     #[test]
     fn a_scale_leaves_out_the_largest_few() {
-        let weights = (0..1000).map(|i| if i == 0 { -100.0 } else { i as f32 / 1000.0 });
-        assert!((Scale::of(weights).0 - 0.995).abs() < 0.002);
-        assert_eq!(Scale::of([0.0, 0.0].into_iter()), Scale(1.0));
-        assert_eq!(Scale::of(std::iter::empty()), Scale(1.0));
+        let mut weights: Vec<f32> = (0..1000).map(|i| i as f32 / 1000.0).collect();
+        weights[0] = -100.0;
+        assert!((Scale::of(&weights).0 - 0.995).abs() < 0.002);
+        assert_eq!(Scale::of(&[0.0, 0.0]), Scale(1.0));
+        assert_eq!(Scale::of(&[]), Scale(1.0));
     }
 }

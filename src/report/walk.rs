@@ -2,7 +2,7 @@
 
 use super::figure::{self, draw, jumps, placed, themed, Axis, Line, Sign, LEARNED, TEAL};
 use super::format::{score, value};
-use super::page::{facts, figure as framed, page, section, Highlight};
+use super::page::{escape, facts, figure as framed, page, section, Highlight};
 use super::picture::{Canvas, Scale, Tiling, ABOVE, BELOW};
 use super::{Provenance, ReportError, Table};
 use crate::eval::walk::Filters;
@@ -15,8 +15,12 @@ const UNITS: usize = 64;
 const RATE: f64 = 12.0;
 /// Width of figures.
 const WIDTH: u32 = 960;
-/// Largest side of the picture of one unit on the page.
+/// Width of one of two windows above the curves.
+const HALF: f64 = 470.0;
+/// Largest width of the picture of one unit.
 const TILE: f64 = 140.0;
+/// Height of the words above a window.
+const TITLE: f64 = 26.0;
 /// Height of the curves.
 const CURVES: u32 = 360;
 /// Networks in a strip.
@@ -65,23 +69,25 @@ pub fn walk_strip(walk: &Walk) -> Result<Option<String>, ReportError> {
 pub fn walk_page(walk: &Walk, provenance: &Provenance) -> Result<String, ReportError> {
     let metric = walk.metric;
     let frames = walk.config.frames;
+    let (starts, differs) = match walk.config.starts {
+        true => ("starting networks", "the sampling noise and the starting network each go"),
+        false => ("one starting network", "only the sampling noise differs, which goes"),
+    };
+    let beside = if walk.config.starts { "" } else { "; beside them what changes, enlarged" };
     let what = match &walk.filters {
         Some(filters) => format!(
-            "Weights of the first layer (`{}`), one picture for each of {} units, from network to \
-             network: {} above zero, {} below, nothing at zero. ",
+            "Weights of the first layer ({}), one picture for each of {} units: pink above zero, teal below, \
+             clear at zero{beside}. ",
             filters.tensor,
             Tiling::wide(filters, UNITS).units,
-            "pink",
-            "teal"
         ),
         None => String::new(),
     };
     let mut body = vec![section(
         "Once around the loop",
         &format!(
-            "{what}All {frames} networks are updates of one starting network with one prompt; only the \
-             sampling noise differs. It goes once around a circle, so the last network is followed by the \
-             first."
+            "{what}All {frames} networks are updates of {starts} with one prompt; {differs} once around a \
+             circle, so the last network is followed by the first."
         ),
         &framed(&animation(walk)?),
     )];
@@ -127,6 +133,13 @@ fn settings(walk: &Walk) -> Vec<(String, String)> {
         ("seed", config.seed.to_string()),
         ("networks", config.frames.to_string()),
         ("prompt", format!("{} of {:.4}", walk.metric, config.prompt)),
+        (
+            "start",
+            match config.starts {
+                true => "on a circle through two unseen initialisations".to_owned(),
+                false => "one unseen initialisation".to_owned(),
+            },
+        ),
         ("mean step", format!("{:.3}", walk.step)),
         ("mean distance across", format!("{:.3}", walk.across)),
     ];
@@ -138,48 +151,93 @@ fn seconds(walk: &Walk) -> f64 {
     walk.config.frames as f64 / RATE
 }
 
-fn scale(walk: &Walk, filters: &Filters) -> Scale {
+/// Weights of the first layer of every network, `[F, ..]`, and what they differ by from
+/// their mean over the loop.
+fn first_layer(walk: &Walk, filters: &Filters) -> (Vec<f32>, Vec<f32>) {
     let size = filters.units * filters.shape.iter().product::<usize>();
-    let weights = |frame| walk.network(frame)[filters.offset..][..size].iter().copied();
-    Scale::of((0..walk.config.frames).flat_map(weights))
+    let frames = walk.config.frames;
+    let weights: Vec<f32> = (0..frames)
+        .flat_map(|frame| &walk.network(frame)[filters.offset..][..size])
+        .copied()
+        .collect();
+    let mut mean = vec![0.0f64; size];
+    for row in weights.chunks_exact(size) {
+        mean.iter_mut().zip(row).for_each(|(m, &w)| *m += f64::from(w) / frames as f64);
+    }
+    let difference = |(index, &w): (usize, &f32)| (f64::from(w) - mean[index % size]) as f32;
+    let differences = weights.iter().enumerate().map(difference).collect();
+    (weights, differences)
 }
 
 fn animation(walk: &Walk) -> Result<String, ReportError> {
     let curves = curves(walk)?;
     let Some(filters) = &walk.filters else { return Ok(curves) };
+    let (weights, differences) = first_layer(walk, filters);
+    let (scale, fine) = (Scale::of(&weights), Scale::of(&differences));
+    let title = "weights of the first layer";
+    // Where the start changes too, all does, and there is nothing to enlarge.
+    let (windows, height) = if walk.config.starts {
+        window(walk, filters, (&weights, scale), (title, 0.0, f64::from(WIDTH)))?
+    } else {
+        let enlarged =
+            format!("their difference from the mean of the loop, × {:.1}", scale.over(fine));
+        let x = f64::from(WIDTH) - HALF;
+        let (left, height) = window(walk, filters, (&weights, scale), (title, 0.0, HALF))?;
+        let (right, _) = window(walk, filters, (&differences, fine), (&enlarged, x, HALF))?;
+        (left + &right, height)
+    };
+    let top = height.ceil() as u32 + 20;
+    let description = "Weights of the first layer and metric of networks around the loop";
+    let body = format!("\n{windows}{}", placed(&curves, (0, top)));
+    Ok(themed(&body, (WIDTH, top + CURVES), description))
+}
+
+/// Pictures that change from network to network, under a title, and their height.
+fn window(
+    walk: &Walk,
+    filters: &Filters,
+    (values, scale): (&[f32], Scale),
+    (title, x, room): (&str, f64, f64),
+) -> Result<(String, f64), ReportError> {
     let tiling = Tiling::wide(filters, UNITS);
     let (width, height) = tiling.size();
     let frames = walk.config.frames;
     // All networks in one picture, of which one is seen at a time.
-    let columns =
-        (1..=frames).find(|c| c * width >= frames.div_ceil(*c) * height).unwrap_or(frames);
-    let mut canvas = Canvas::new(columns * width, frames.div_ceil(columns) * height);
-    let scale = scale(walk, filters);
+    let columns = (1..=frames).find(|c| c * width >= frames.div_ceil(*c) * height);
+    let columns = columns.unwrap_or(frames);
+    let rows = frames.div_ceil(columns);
+    let mut canvas = Canvas::new(columns * width, rows * height);
     let corner = |frame: usize| (frame % columns * width, frame / columns * height);
-    for frame in 0..frames {
-        tiling.draw(&mut canvas, corner(frame), filters, walk.network(frame), scale);
+    for (frame, values) in values.chunks_exact(values.len() / frames).enumerate() {
+        tiling.draw(&mut canvas, corner(frame), filters, values, scale);
     }
-    let zoom = f64::min(f64::from(WIDTH) / width as f64, TILE / filters.shape[2] as f64);
+    let zoom = f64::min(room / width as f64, TILE / filters.shape[2] as f64);
     let (shown_width, shown_height) = (zoom * width as f64, zoom * height as f64);
     let moves = |attribute: &str, along: fn((usize, usize)) -> usize| {
         let values: Vec<i32> = (0..frames).map(|frame| -(along(corner(frame)) as i32)).collect();
         jumps(attribute, &values, seconds(walk))
     };
+    let words = text((x, 0.6 * TITLE), "start", title);
     let window = format!(
-        "<svg x=\"{:.1}\" y=\"0\" width=\"{shown_width:.1}\" height=\"{shown_height:.1}\" \
+        "{words}<svg x=\"{x:.1}\" y=\"{TITLE}\" width=\"{shown_width:.1}\" height=\"{shown_height:.1}\" \
          viewBox=\"0 0 {width} {height}\" overflow=\"hidden\">\n<image width=\"{}\" height=\"{}\" \
          style=\"image-rendering: pixelated\" href=\"{}\">{}{}</image></svg>\n",
-        0.5 * (f64::from(WIDTH) - shown_width),
         columns * width,
-        frames.div_ceil(columns) * height,
+        rows * height,
         canvas.uri()?,
         moves("x", |at| at.0),
         moves("y", |at| at.1),
     );
-    let top = shown_height.ceil() as u32 + 20;
-    let description = "Weights of the first layer and metric of networks around the loop";
-    let body = format!("\n{window}{}", placed(&curves, (0, top)));
-    Ok(themed(&body, (WIDTH, top + CURVES), description))
+    Ok((window, TITLE + shown_height))
+}
+
+/// Words in the colour of the text around the figure.
+fn text((x, y): (f64, f64), anchor: &str, words: &str) -> String {
+    format!(
+        "<text x=\"{x:.1}\" y=\"{y:.1}\" dy=\"0.35em\" text-anchor=\"{anchor}\" \
+         font-family=\"sans-serif\" font-size=\"13\" fill=\"currentColor\">{}</text>\n",
+        escape(words)
+    )
 }
 
 fn curves(walk: &Walk) -> Result<String, ReportError> {
@@ -233,42 +291,36 @@ fn curves(walk: &Walk) -> Result<String, ReportError> {
 
 fn strip(walk: &Walk, filters: &Filters) -> Result<String, ReportError> {
     let frames = walk.config.frames;
-    let stations: Vec<usize> =
-        (0..STRIP.min(frames)).map(|k| k * frames / STRIP.min(frames)).collect();
+    let count = STRIP.min(frames);
+    let stations: Vec<usize> = (0..count).map(|k| k * frames / count).collect();
     let units = filters.units.min(16);
     let tiling = Tiling::new(filters, units, units);
     let (width, height) = tiling.size();
-    let mut canvas = Canvas::new(width, stations.len() * height);
-    let scale = scale(walk, filters);
+    let mut canvas = Canvas::new(width, count * height);
+    let (weights, _) = first_layer(walk, filters);
+    let (scale, size) = (Scale::of(&weights), weights.len() / frames);
     for (row, &frame) in stations.iter().enumerate() {
-        tiling.draw(&mut canvas, (0, row * height), filters, walk.network(frame), scale);
+        let values = &weights[frame * size..][..size];
+        tiling.draw(&mut canvas, (0, row * height), filters, values, scale);
     }
     let (left, right) = (70.0, 90.0);
     let room = f64::from(WIDTH) - left - right;
     let zoom = (room / width as f64).min(80.0 / height as f64);
-    let row_height = zoom * height as f64;
+    let (shown_width, row_height) = (zoom * width as f64, zoom * height as f64);
+    let shown_height = row_height * count as f64;
     let mut body = format!(
-        "\n<image x=\"{left}\" y=\"0\" width=\"{:.1}\" height=\"{:.1}\" \
+        "\n<image x=\"{left}\" y=\"0\" width=\"{shown_width:.1}\" height=\"{shown_height:.1}\" \
          style=\"image-rendering: pixelated\" href=\"{}\"/>\n",
-        zoom * width as f64,
-        row_height * stations.len() as f64,
         canvas.uri()?
     );
     let values = walk.course.get(walk.metric);
     for (row, &frame) in stations.iter().enumerate() {
         let y = row_height * (row as f64 + 0.5);
-        let angle = 360 * frame / frames;
+        let angle = format!("{}°", 360 * frame / frames);
+        body.push_str(&text((left - 12.0, y), "end", &angle));
         let metric = value(walk.metric.kind, values[frame]);
-        for (x, anchor, text) in [
-            (left - 12.0, "end", format!("{angle}°")),
-            (left + zoom * width as f64 + 12.0, "start", metric),
-        ] {
-            body.push_str(&format!(
-                "<text x=\"{x:.1}\" y=\"{y:.1}\" dy=\"0.35em\" text-anchor=\"{anchor}\" \
-                 font-family=\"sans-serif\" font-size=\"15\" fill=\"currentColor\">{text}</text>\n"
-            ));
-        }
+        body.push_str(&text((left + shown_width + 12.0, y), "start", &metric));
     }
-    let size = (WIDTH, (row_height * stations.len() as f64).ceil() as u32);
+    let size = (WIDTH, shown_height.ceil() as u32);
     Ok(themed(&body, size, "Weights of the first layer of some networks around the loop"))
 }
