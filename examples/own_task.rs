@@ -15,7 +15,7 @@ use lopt::checkpoints::{
 use lopt::gpt::{Gpt, GptConfig, ModelConfig, Trainer, TrainerConfig};
 use lopt::metric::Metric;
 use lopt::network::{flatten, unflatten, Built};
-use lopt::symmetry::{gather, Symmetry};
+use lopt::symmetry::Symmetry;
 use lopt::Network;
 use rand::SeedableRng;
 
@@ -78,7 +78,7 @@ fn main() -> Result<()> {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(0);
     let flat: Vec<f32> = flatten(&model)?;
     let mut moved = vec![0.0; flat.len()];
-    gather(&Symmetry::new(&layout).sample(&mut rng), &flat, &mut moved);
+    Symmetry::new(&layout).sample(&mut rng).apply(&flat, &mut moved);
     unflatten(&mut permuted, &moved)?;
     let difference = model.forward(test.0.clone()) - permuted.forward(test.0.clone());
     let difference = difference.abs().max::<Rank0, _>().array();

@@ -8,6 +8,7 @@
 //! or read.
 
 mod builder;
+mod units;
 
 use std::fmt;
 

@@ -50,7 +50,7 @@ use dfdx::shapes::{Dtype, HasShape, Shape};
 use dfdx::tensor::{Gradients, Storage, Tensor};
 use dfdx::tensor_ops::{Device, ReshapeTo};
 
-use crate::layout::{Fingerprint, Layout, LayoutBuilder, LayoutError};
+use crate::layout::{Fingerprint, Layout, LayoutBuilder, LayoutError, Role};
 
 /// A part of a network: how many parameters it has, and what it does with the
 /// units that flow through it.
@@ -59,7 +59,14 @@ use crate::layout::{Fingerprint, Layout, LayoutBuilder, LayoutError};
 /// `#[lopt::network]`; in each case for the description (`Linear<2, 3>`) and
 /// for what dfdx builds from it (`Linear<2, 3, f32, Cpu>`). Implement it for a
 /// layer of your own in the same way: list the trainable tensors in the order,
-/// and under the names, of its `TensorCollection`.
+/// and under the names, of its `TensorCollection`. [`layout_of`] checks that.
+///
+/// Units are followed through dfdx's layers as they treat a batch of vectors
+/// `[N, units]`, of sequences `[N, S, units]` or of images `[N, units, H, W]`.
+/// `BatchNorm1D<C>` and `PReLU1D<C>` take the second axis, so for sequences they
+/// leave the units alone; lopt sees that unless there happen to be `C` units in
+/// sequences of just `C`. dfdx's [`Reshape`](dfdx::nn::builders::Reshape) says
+/// nothing about its input: units end there.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a layer that lopt can follow",
     label = "not a layer of a network",
@@ -118,6 +125,88 @@ impl<L: Layer> Network for L {
     fn fingerprint() -> Result<Fingerprint, LayoutError> {
         Ok(Self::layout()?.fingerprint())
     }
+}
+
+/// Layout of a built model: of a struct with `#[lopt::network]`, and as well of
+/// dfdx modules that were never annotated, from a tuple or a single `Linear` to
+/// dfdx's own stacks.
+///
+/// It is [`Network::layout`], which needs no model, checked against the tensors
+/// that the model has.
+///
+/// # Errors
+/// If the description of a hand-written layer is not consistent, or is not what
+/// dfdx visits.
+///
+/// # Examples
+/// ```
+/// use dfdx::prelude::*;
+/// use lopt::network::layout_of;
+///
+/// type Model = (Linear<4, 8>, Residual<(ReLU, Linear<8, 8>)>, Linear<8, 2>);
+/// let model = Cpu::default().build_module::<Model, f32>();
+/// let layout = layout_of(&model)?;
+/// assert_eq!(layout.tensors()[2].name, "1.0.1.weight");
+/// assert_eq!(layout.groups()[0].units, 8); // on both sides of the skip
+/// # Ok::<(), lopt::Error>(())
+/// ```
+pub fn layout_of<M, E, D>(model: &M) -> Result<Layout, NetworkError>
+where
+    M: Network + TensorCollection<E, D>,
+    E: Dtype,
+    D: Device<E>,
+{
+    let layout = M::layout()?;
+    let visited = tensors_of(model)?;
+    for (index, (expected, found)) in visited.tensors().iter().zip(layout.tensors()).enumerate() {
+        if (&expected.name, &expected.shape) != (&found.name, &found.shape) {
+            return Err(NetworkError::Layout(LayoutError::Tensor {
+                index,
+                found_name: found.name.clone(),
+                found_role: found.role,
+                found_shape: found.shape.clone(),
+                expected_name: expected.name.clone(),
+                expected_role: expected.role,
+                expected_shape: expected.shape.clone(),
+            }));
+        }
+    }
+    let (found, expected) = (layout.tensors().len(), visited.tensors().len());
+    if found != expected {
+        return Err(LayoutError::TensorCount { found, expected }.into());
+    }
+    Ok(layout)
+}
+
+/// Layout of any dfdx module: the names and shapes of its trainable tensors.
+///
+/// What its layers are is not known, and names tell nothing for certain: tensors
+/// have the role [`Other`](crate::layout::Role::Other), and no units may change
+/// places. For modules of layers that lopt knows take [`layout_of`].
+///
+/// # Errors
+/// If two tensors have one name, or a tensor is empty.
+///
+/// # Examples
+/// ```
+/// use dfdx::prelude::*;
+/// use lopt::network::tensors_of;
+///
+/// let model = Cpu::default().build_module::<Linear<4, 8>, f32>();
+/// let layout = tensors_of(&model)?;
+/// assert_eq!(layout.num_parameters(), 40);
+/// assert!(layout.groups().is_empty());
+/// # Ok::<(), lopt::Error>(())
+/// ```
+pub fn tensors_of<M, E, D>(model: &M) -> Result<Layout, NetworkError>
+where
+    M: TensorCollection<E, D>,
+    E: Dtype,
+    D: Device<E>,
+{
+    let mut lister = Lister { builder: LayoutBuilder::new() };
+    M::iter_tensors(&mut RecursiveWalker { m: (model, String::new()), f: &mut lister })?;
+    Ok(lister.builder.finish()?)
 }
 
 /// The module that dfdx builds from the network `N`, with values of type `E` on
@@ -230,6 +319,29 @@ where
     let mut writer = Writer { rest: flat, orders: planner.orders.into_iter() };
     M::iter_tensors(&mut RecursiveWalker { m: model, f: &mut writer })?;
     Ok(())
+}
+
+struct Lister {
+    builder: LayoutBuilder,
+}
+
+impl<E: Dtype, D: Device<E>> TensorVisitor<E, D> for Lister {
+    type Viewer = (ViewTensorRef, ViewTensorName);
+    type Err = NetworkError;
+    type E2 = E;
+    type D2 = D;
+
+    fn visit<S: Shape>(
+        &mut self,
+        options: TensorOptions<S, E, D>,
+        (tensor, name): (&Tensor<S, E, D>, String),
+    ) -> Result<Option<Tensor<S, E, D>>, NetworkError> {
+        if options.do_gradient_update {
+            let shape = tensor.shape().concrete();
+            self.builder.tensor(&name, shape.as_ref(), Role::Other);
+        }
+        Ok(None)
+    }
 }
 
 struct Reader<E> {

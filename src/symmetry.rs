@@ -1,15 +1,27 @@
-//! Reordering hidden units: the permutations that leave a network's function
-//! unchanged.
+//! Reordering hidden units, and changing their signs: what leaves a network's
+//! function unchanged.
+//!
+//! # Batch norms
+//! The scale and the shift of a batch norm move with its units. So do its
+//! running statistics, which are no parameters: they are not in the flat vector
+//! and stay where they are. In training, where the statistics are those of the
+//! batch, a transformed network computes what it did before; in inference it
+//! does once its statistics have been estimated again, as they have to be
+//! whenever a learned optimizer has written parameters.
 //!
 //! # Source
-//! Peebles et al. 2022, arXiv:2209.12892, section 3.2 (permutation augmentation).
+//! Peebles et al. 2022, arXiv:2209.12892, section 3.2 (permutation
+//! augmentation). Signs: Chen, Lu and Hecht-Nielsen 1993, "On the geometry of
+//! feedforward neural network error surfaces", Neural Computation 5(6).
+
+use std::ops::Neg;
 
 use rand::seq::SliceRandom;
 use rand::Rng;
 
-use crate::layout::Layout;
+use crate::layout::{Layout, Role};
 
-/// The reorderings that a layout's unit groups allow.
+/// The reorderings and changes of sign that a layout's unit groups allow.
 ///
 /// # Examples
 /// ```
@@ -19,14 +31,15 @@ use crate::layout::Layout;
 ///
 /// let mut builder = LayoutBuilder::new();
 /// builder.scope("hidden", |b| b.linear(2, 3, true));
+/// builder.odd("Tanh");
 /// builder.scope("output", |b| b.linear(3, 1, true));
 /// let symmetry = Symmetry::new(&builder.finish()?);
 ///
 /// let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(0);
-/// let index = symmetry.sample(&mut rng);
+/// let transformation = symmetry.sample(&mut rng);
 /// let flat: Vec<f32> = (0..13).map(|i| i as f32).collect();
 /// let mut moved = vec![0.0; 13];
-/// lopt::symmetry::gather(&index, &flat, &mut moved);
+/// transformation.apply(&flat, &mut moved);
 /// assert_eq!(moved[12], 12.0, "the output bias stays where it is");
 /// # Ok::<(), lopt::layout::LayoutError>(())
 /// ```
@@ -41,11 +54,11 @@ impl Symmetry {
         Self { layout: layout.clone() }
     }
 
-    /// A gather index for uniformly random permutations, one for each group.
-    pub fn sample(&self, rng: &mut impl Rng) -> Vec<u32> {
-        let permutations: Vec<Vec<usize>> = self
-            .layout
-            .groups()
+    /// Uniformly random permutations, one for each group, and uniformly random
+    /// signs for the units of each [odd](crate::layout::UnitGroup::odd) group.
+    pub fn sample(&self, rng: &mut impl Rng) -> Transformation {
+        let groups = self.layout.groups();
+        let permutations: Vec<Vec<usize>> = groups
             .iter()
             .map(|group| {
                 let mut order: Vec<usize> = (0..group.units).collect();
@@ -53,7 +66,15 @@ impl Symmetry {
                 order
             })
             .collect();
-        self.index(&permutations)
+        // After all permutations, which signs leave as they were without them.
+        let flips: Vec<Vec<bool>> = groups
+            .iter()
+            .map(|group| {
+                let units = if group.odd { group.units } else { 0 };
+                (0..units).map(|_| rng.gen()).collect()
+            })
+            .collect();
+        Transformation { index: self.index(&permutations), flipped: self.flipped(&flips) }
     }
 
     /// The gather index of given permutations: unit `u` of group `g` becomes
@@ -99,6 +120,61 @@ impl Symmetry {
         }
         index
     }
+
+    /// Which positions of the flat vector change their sign if, in each group,
+    /// these units do (none, where the list is empty).
+    fn flipped(&self, flips: &[Vec<bool>]) -> Vec<bool> {
+        if flips.iter().all(Vec::is_empty) {
+            return Vec::new();
+        }
+        let mut flipped = vec![false; self.layout.num_parameters()];
+        for (group, flips) in self.layout.groups().iter().zip(flips) {
+            for axis in group.axes.iter().filter(|_| !flips.is_empty()) {
+                let tensor = &self.layout.tensors()[axis.tensor];
+                // A unit keeps its scale: that of what is shifted changes its sign.
+                if tensor.role == Role::Scale {
+                    continue;
+                }
+                let length = tensor.shape[axis.axis];
+                let stride: usize = tensor.shape[axis.axis + 1..].iter().product();
+                for (i, flipped) in flipped[tensor.range()].iter_mut().enumerate() {
+                    *flipped ^= flips[i / stride % length / axis.block];
+                }
+            }
+        }
+        flipped
+    }
+}
+
+/// One reordering of the units of a network, with changes of their signs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transformation {
+    index: Vec<u32>,
+    /// By position after reordering; empty if no sign changes.
+    flipped: Vec<bool>,
+}
+
+impl Transformation {
+    /// Where each value is read from, to [`gather`] with.
+    pub fn index(&self) -> &[u32] {
+        &self.index
+    }
+
+    /// Whether the value that ends up at `position` changes its sign.
+    pub fn flips(&self, position: usize) -> bool {
+        self.flipped.get(position).copied().unwrap_or(false)
+    }
+
+    /// Writes the transformed vector to `moved`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn apply<E: Copy + Neg<Output = E>>(&self, flat: &[E], moved: &mut [E]) {
+        gather(&self.index, flat, moved);
+        for (value, _) in moved.iter_mut().zip(&self.flipped).filter(|(_, &flipped)| flipped) {
+            *value = -*value;
+        }
+    }
 }
 
 /// `moved[i] = flat[index[i]]`.
@@ -127,5 +203,22 @@ mod tests {
         // a.weight 0 1, a.bias 2 3, b.weight 4 5 / 6 7, b.bias 8 9
         assert_eq!(symmetry.index(&[vec![1, 0]]), [1, 0, 3, 2, 5, 4, 7, 6, 8, 9]);
         assert_eq!(symmetry.index(&[vec![0, 1]]), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        let flipped = symmetry.flipped(&[vec![false, true]]);
+        let positions: Vec<usize> = (0..10).filter(|&i| flipped[i]).collect();
+        assert_eq!(positions, [1, 3, 5, 7]);
+    }
+
+    #[test]
+    fn a_weight_with_units_on_both_axes_changes_its_sign_twice() {
+        let mut builder = LayoutBuilder::new();
+        builder.scope("a", |b| b.linear(1, 2, false));
+        builder.residual(|b| b.scope("b", |b| b.linear(2, 2, false)));
+        builder.scope("c", |b| b.linear(2, 1, false));
+        let symmetry = Symmetry::new(&builder.finish().unwrap());
+        // a 0 1, b 2 3 / 4 5, c 6 7
+        assert_eq!(symmetry.index(&[vec![1, 0]]), [1, 0, 5, 4, 3, 2, 7, 6]);
+        let flipped = symmetry.flipped(&[vec![false, true]]);
+        let positions: Vec<usize> = (0..8).filter(|&i| flipped[i]).collect();
+        assert_eq!(positions, [1, 3, 4, 7]);
     }
 }

@@ -88,6 +88,14 @@ fn wrong_arguments_end_with_two() {
         ["record", "digits", "--out", "x", "--runs", "2", "--start-from", "y", "--from-run", "2"];
     assert!(fails(&late, 2).contains("--from-run is 2"));
     assert!(!Path::new("x").exists());
+    assert!(fails(&["compare", "mnist", "--data", "."], 1).contains("train-images-idx3-ubyte"));
+}
+
+#[test]
+fn data_and_weights_that_a_task_needs_are_asked_for() {
+    assert!(fails(&["record", "mnist", "--out", "x"], 1).contains("`--data FOLDER`"));
+    assert!(fails(&["eval", "digits", "--data", "."], 1).contains("leave `--data` out"));
+    assert!(!Path::new("x").exists());
 }
 
 #[test]

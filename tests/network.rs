@@ -146,9 +146,9 @@ fn every_layer_is_what_dfdx_visits() {
     layer::<Linear<3, 3>>(2);
     layer::<UnbiasedLinear<3, 3>>(2);
     layer::<LayerNorm1D<3>>(1);
-    layer::<BatchNorm1D<3>>(0);
+    layer::<BatchNorm1D<3>>(1);
     layer::<dfdx::nn::builders::PReLU>(1);
-    layer::<dfdx::nn::builders::PReLU1D<Const<3>>>(0);
+    layer::<dfdx::nn::builders::PReLU1D<Const<3>>>(1);
     layer::<Abs>(1);
     layer::<AccurateGeLU>(1);
     layer::<Cos>(1);

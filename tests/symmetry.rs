@@ -115,9 +115,8 @@ where
     let (mut model, flat) = random::<N>(&mut rng, scale);
     let layout = N::layout().unwrap();
     assert_eq!(layout.groups().len(), groups);
-    let index = Symmetry::new(&layout).sample(&mut rng);
     let mut moved = vec![0.0; flat.len()];
-    gather(&index, &flat, &mut moved);
+    Symmetry::new(&layout).sample(&mut rng).apply(&flat, &mut moved);
 
     let x: Input<f64> = Cpu::seed_from_u64(seed).sample_normal();
     let before = model.forward(x.clone());

@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::{Dataset, RunSpan, StoreError};
-use crate::symmetry::{gather, Symmetry};
+use crate::symmetry::{Symmetry, Transformation};
 
 /// Which runs pairs are drawn from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,8 @@ pub struct PairConfig {
     /// have, are then trained as often as others. The later checkpoint of the
     /// other pairs is drawn by index. Default: 0, as in G.pt.
     pub by_metric: f64,
-    /// Whether hidden units are reordered at random, anew for every pair and
+    /// Whether hidden units are reordered at random, and change their signs where
+    /// that leaves the network's function unchanged, anew for every pair and
     /// equally in both checkpoints. Default: true.
     pub permute: bool,
     /// What parameters are multiplied by. Default: 1; to train, take
@@ -340,22 +341,28 @@ impl PairSampler {
                 let run = &this.runs()[this.chosen[item] as usize];
                 let metrics = &this.dataset.metrics()[run.checkpoints.clone()];
                 let pair = this.config.draw(metrics, &mut rng);
-                let index = this.config.permute.then(|| this.symmetry.sample(&mut rng));
+                let moves = this.config.permute.then(|| this.symmetry.sample(&mut rng));
                 *start_metric = metrics[pair.start];
                 *end_metric = metrics[pair.end];
                 let first = run.checkpoints.start;
-                this.read(first + pair.start, index.as_deref(), flat, start);
-                this.read(first + pair.end, index.as_deref(), flat, end);
+                this.read(first + pair.start, moves.as_ref(), flat, start);
+                this.read(first + pair.end, moves.as_ref(), flat, end);
             },
         );
     }
 
     /// Writes a checkpoint to `row`: first normalised, then reordered.
-    fn read(&self, checkpoint: usize, index: Option<&[u32]>, flat: &mut [f32], row: &mut [f32]) {
-        match index {
-            Some(index) => {
+    fn read(
+        &self,
+        checkpoint: usize,
+        moves: Option<&Transformation>,
+        flat: &mut [f32],
+        row: &mut [f32],
+    ) {
+        match moves {
+            Some(moves) => {
                 self.dataset.read(checkpoint, flat);
-                gather(index, flat, row);
+                moves.apply(flat, row);
             }
             None => self.dataset.read(checkpoint, row),
         }
@@ -397,6 +404,7 @@ mod tests {
     fn mlp(inputs: usize, hidden: usize, outputs: usize) -> Layout {
         let mut builder = LayoutBuilder::new();
         builder.scope("hidden", |b| b.linear(inputs, hidden, true));
+        builder.unitwise("ReLU");
         builder.scope("output", |b| b.linear(hidden, outputs, true));
         builder.finish().unwrap()
     }

@@ -1,6 +1,7 @@
 //! Following units from the layers that produce them to those that read them.
 
-use super::{Layout, LayoutError, Parts, Role, TensorPart, UnitAxis, UnitGroup};
+use super::units::{Groups, Place, Units, Value};
+use super::{Layout, LayoutError, Parts, Role, TensorPart};
 
 /// What flows from one layer into the next, at one moment of the description
 /// of a network; see [`LayoutBuilder::flow`].
@@ -9,43 +10,6 @@ pub struct Flow {
     value: Value,
     /// Number of layers before it: what tells it apart from other flows.
     at: usize,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Value {
-    /// In a fixed order: the network's input, or something not understood.
-    Fixed,
-    /// Units of the group with this index.
-    Units(Units),
-    /// Several values side by side, as dfdx's tuples of tensors.
-    Tuple(Vec<Value>),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Units {
-    group: usize,
-    place: Place,
-    /// Length of the axis that the units lie on, where it is known.
-    width: Option<usize>,
-}
-
-/// Where in a tensor the units lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    /// On the last axis: `[.., units]`.
-    Vector,
-    /// On the axis before height and width: `[.., units, H, W]`.
-    Image,
-}
-
-/// A group while it is followed.
-#[derive(Clone, Debug)]
-struct Draft {
-    group: UnitGroup,
-    /// Something depends on the order of the units: they are not a group.
-    pinned: bool,
-    /// The group that this one has become part of.
-    merged: Option<usize>,
 }
 
 /// Builds a [`Layout`], layer by layer, in the order of the forward pass.
@@ -78,7 +42,7 @@ struct Draft {
 #[derive(Clone, Debug)]
 pub struct LayoutBuilder {
     tensors: Vec<TensorPart>,
-    drafts: Vec<Draft>,
+    groups: Groups,
     layers: Vec<String>,
     value: Value,
     prefix: Vec<String>,
@@ -96,7 +60,7 @@ impl LayoutBuilder {
     pub fn new() -> Self {
         Self {
             tensors: Vec::new(),
-            drafts: Vec::new(),
+            groups: Groups::default(),
             layers: Vec::new(),
             value: Value::Fixed,
             prefix: Vec::new(),
@@ -261,6 +225,14 @@ impl LayoutBuilder {
         self.attach(units, &[scale, shift], &[Place::Vector, Place::Image]);
     }
 
+    /// A [`batch_norm`](Self::batch_norm) of the channels of images.
+    pub fn batch_norm2d(&mut self, kind: &str, channels: usize) {
+        if self.arriving(&[Place::Image]).is_none() {
+            self.pin_value();
+        }
+        self.batch_norm(kind, channels);
+    }
+
     /// A tensor with one value for each channel of an image that is added to it.
     ///
     /// # Shapes
@@ -294,6 +266,18 @@ impl LayoutBuilder {
     /// `Tanh`, dropout and average pooling are.
     pub fn odd(&mut self, kind: &str) {
         self.layer(kind);
+    }
+
+    /// A layer without parameters on every channel of an image by itself, such
+    /// as pooling; `odd` as in [`odd`](Self::odd), of an average.
+    pub fn pool2d(&mut self, kind: &str, odd: bool) {
+        self.layer(kind);
+        if !odd {
+            self.mix();
+        }
+        if self.arriving(&[Place::Image]).is_none() {
+            self.pin_value();
+        }
     }
 
     /// An image of units becomes a vector in which every unit is a block of
@@ -345,14 +329,14 @@ impl LayoutBuilder {
 
     /// Bodies with the same input whose outputs lie side by side, as dfdx's
     /// `SplitInto`.
-    pub fn split(&mut self, bodies: &[fn(&mut Self)]) {
+    pub fn split(&mut self, bodies: &[&dyn Fn(&mut Self)]) {
         let inputs = vec![self.flow(); bodies.len()];
         self.value = Value::Tuple(self.each("Split(", bodies, inputs));
     }
 
     /// Bodies with an input each, side by side, whose outputs are added, as
     /// dfdx's `AddInto`: the units of all are one group.
-    pub fn add_into(&mut self, bodies: &[fn(&mut Self)]) {
+    pub fn add_into(&mut self, bodies: &[&dyn Fn(&mut Self)]) {
         let inputs = self.parts(bodies.len());
         let mut outputs = self.each("AddInto(", bodies, inputs).into_iter();
         self.value = outputs.next().unwrap_or(Value::Fixed);
@@ -385,16 +369,7 @@ impl LayoutBuilder {
     /// If the tensors or groups are not consistent.
     pub fn finish(mut self) -> Result<Layout, LayoutError> {
         self.pin_value();
-        let mut groups: Vec<UnitGroup> = self
-            .drafts
-            .into_iter()
-            .filter(|draft| !draft.pinned && draft.merged.is_none())
-            .map(|draft| draft.group)
-            .filter(|group| group.axes.iter().any(|axis| !axis.produces))
-            .collect();
-        for group in &mut groups {
-            group.axes.sort_by_key(|axis| (axis.tensor, axis.axis));
-        }
+        let groups = self.groups.finish();
         Layout::try_from(Parts { tensors: self.tensors, groups, layers: self.layers })
     }
 
@@ -407,7 +382,7 @@ impl LayoutBuilder {
                 parts.into_iter().map(|value| Flow { value, at }).collect()
             }
             value => {
-                self.pin(&value);
+                self.groups.pin(&value);
                 vec![Flow { value: Value::Fixed, at }; count]
             }
         }
@@ -421,7 +396,7 @@ impl LayoutBuilder {
 
     /// Describes bodies, noting that they are applied next to each other, and
     /// returns their outputs.
-    fn each(&mut self, kind: &str, bodies: &[fn(&mut Self)], inputs: Vec<Flow>) -> Vec<Value> {
+    fn each(&mut self, kind: &str, bodies: &[&dyn Fn(&mut Self)], inputs: Vec<Flow>) -> Vec<Value> {
         self.layer(kind);
         let mut outputs = Vec::with_capacity(bodies.len());
         for (body, input) in bodies.iter().zip(inputs) {
@@ -452,19 +427,6 @@ impl LayoutBuilder {
         std::mem::replace(&mut self.value, Value::Fixed)
     }
 
-    /// Index of the draft that holds the units of `group` now.
-    fn root(&self, mut group: usize) -> usize {
-        while let Some(other) = self.drafts[group].merged {
-            group = other;
-        }
-        group
-    }
-
-    fn draft(&mut self, group: usize) -> &mut Draft {
-        let root = self.root(group);
-        &mut self.drafts[root]
-    }
-
     /// The units that arrive, if they lie in one of `places`.
     fn arriving(&self, places: &[Place]) -> Option<Units> {
         match self.value {
@@ -476,38 +438,18 @@ impl LayoutBuilder {
     /// What arrives is used in a way that depends on the order of its units.
     fn pin_value(&mut self) {
         let value = self.take();
-        self.pin(&value);
-    }
-
-    fn pin(&mut self, value: &Value) {
-        match value {
-            Value::Fixed => {}
-            Value::Units(units) => self.draft(units.group).pinned = true,
-            Value::Tuple(parts) => parts.iter().for_each(|part| self.pin(part)),
-        }
+        self.groups.pin(&value);
     }
 
     /// What arrives is used in a way that depends on the signs of its units.
     fn mix(&mut self) {
-        let value = self.take();
-        self.no_signs(&value);
-        self.value = value;
-    }
-
-    fn no_signs(&mut self, value: &Value) {
-        match value {
-            Value::Fixed => {}
-            Value::Units(units) => self.draft(units.group).group.odd = false,
-            Value::Tuple(parts) => parts.iter().for_each(|part| self.no_signs(part)),
-        }
+        self.groups.no_signs(&self.value);
     }
 
     /// Adds an axis of a tensor to a group.
     fn axis(&mut self, group: usize, tensor: usize, axis: usize, produces: bool) {
         let length = self.tensors[tensor].shape[axis];
-        let group = &mut self.draft(group).group;
-        let block = length.checked_div(group.units).unwrap_or(0);
-        group.axes.push(UnitAxis { tensor, axis, block, produces });
+        self.groups.axis(group, length, tensor, axis, produces);
     }
 
     /// An axis of a tensor reads the units that arrive.
@@ -518,7 +460,8 @@ impl LayoutBuilder {
         }
     }
 
-    /// New units: blocks on axes of tensors that compute them.
+    /// New units: blocks on axes of tensors that compute them, all of which are
+    /// in the flat vector, or else the units are fixed.
     fn produce(
         &mut self,
         units: usize,
@@ -526,17 +469,14 @@ impl LayoutBuilder {
         width: Option<usize>,
         tensors: &[(Option<usize>, usize)],
     ) {
-        let group = self.drafts.len();
-        let (name, axes) = (self.prefix.join("."), Vec::new());
-        let group_of_units = UnitGroup { name, units, axes, odd: true };
-        self.drafts.push(Draft { group: group_of_units, pinned: false, merged: None });
+        let group = self.groups.begin(self.prefix.join("."), units);
+        self.value = Value::Units(Units { group, place, width });
         for &(tensor, axis) in tensors {
             match tensor {
                 Some(tensor) => self.axis(group, tensor, axis, true),
-                None => self.drafts[group].pinned = true,
+                None => self.groups.pin(&self.value),
             }
         }
-        self.value = Value::Units(Units { group, place, width });
     }
 
     /// Tensors `[length]` belong to the units that arrive.
@@ -548,7 +488,7 @@ impl LayoutBuilder {
         for tensor in tensors {
             match (arriving, *tensor) {
                 (Some(units), Some(tensor)) => self.axis(units.group, tensor, 0, true),
-                _ => self.pin(&self.value.clone()),
+                _ => self.groups.pin(&self.value),
             }
         }
     }
@@ -559,27 +499,19 @@ impl LayoutBuilder {
         let Some(units) = self.arriving(&[Place::Image]) else {
             return self.pin_value();
         };
-        let count = self.draft(units.group).group.units;
+        let count = self.groups.units(units.group);
         let kept = if groups > 0 && count % groups == 0 { groups } else { count };
         if groups == 0 || groups % kept != 0 || own.iter().any(|(tensor, _)| tensor.is_none()) {
             return self.pin_value();
         }
-        self.coarsen(units.group, kept);
-        self.draft(units.group).group.odd = false;
+        self.groups.coarsen(units.group, kept);
+        self.mix();
         for &(tensor, axis) in own {
             if let Some(tensor) = tensor {
                 self.axis(units.group, tensor, axis, true);
             }
         }
         self.value = Value::Units(Units { width: Some(outputs), ..units });
-    }
-
-    /// Makes neighbouring units one, so that there are `units`.
-    fn coarsen(&mut self, group: usize, units: usize) {
-        let group = &mut self.draft(group).group;
-        let factor = group.units.checked_div(units).unwrap_or(1);
-        group.units = units;
-        group.axes.iter_mut().for_each(|axis| axis.block *= factor);
     }
 
     fn image_to_vector(&mut self, width: impl FnOnce(Option<usize>) -> Option<usize>) {
@@ -595,50 +527,6 @@ impl LayoutBuilder {
     /// Adds `other` to what arrives.
     fn join(&mut self, other: Value) {
         let value = self.take();
-        self.value = match (value, other) {
-            (Value::Units(a), Value::Units(b)) if a.place == b.place => self.merge(a, b),
-            (a, b) => {
-                self.pin(&a);
-                self.pin(&b);
-                Value::Fixed
-            }
-        };
-    }
-
-    /// Makes one group of the units of two values that are added, and so are of
-    /// one shape.
-    fn merge(&mut self, a: Units, b: Units) -> Value {
-        let (a_units, b_units) = (self.draft(a.group).group.units, self.draft(b.group).group.units);
-        // Where blocks differ, the smallest that both can be made of.
-        let common = gcd(a_units, b_units);
-        let differ = matches!((a.width, b.width), (Some(a), Some(b)) if a != b);
-        if differ || common < a_units.min(b_units).min(2) {
-            self.pin(&Value::Units(a));
-            self.pin(&Value::Units(b));
-            return Value::Fixed;
-        }
-        self.coarsen(a.group, common);
-        self.coarsen(b.group, common);
-        let (a_root, b_root) = (self.root(a.group), self.root(b.group));
-        let (into, from) = (a_root.min(b_root), a_root.max(b_root));
-        if into != from {
-            self.drafts[from].merged = Some(into);
-            let pinned = self.drafts[from].pinned;
-            let odd = self.drafts[from].group.odd;
-            let axes = std::mem::take(&mut self.drafts[from].group.axes);
-            let draft = &mut self.drafts[into];
-            draft.group.axes.extend(axes);
-            draft.group.odd &= odd;
-            draft.pinned |= pinned;
-        }
-        Value::Units(Units { group: into, width: a.width.or(b.width), ..a })
-    }
-}
-
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 {
-        a
-    } else {
-        gcd(b, a % b)
+        self.value = self.groups.join(value, other);
     }
 }

@@ -1,7 +1,10 @@
 //! [`Layer`] for dfdx's layers: the description and the built form of each.
 
+mod containers;
+mod transformer;
+
 use dfdx::nn::{builders, modules, prelu};
-use dfdx::shapes::{ConstDim, Dtype};
+use dfdx::shapes::{ConstDim, ConstShape, Dtype};
 use dfdx::tensor::Storage;
 use dfdx::tensor_ops::Device;
 
@@ -29,6 +32,8 @@ macro_rules! layer {
     };
 }
 
+use layer;
+
 layer!(
     [const I: usize, const O: usize,] builders::Linear<I, O>,
     [E: Dtype, D: Storage<E>] modules::Linear<I, O, E, D>,
@@ -47,17 +52,38 @@ layer!(
     2 * M,
     |layout| layout.norm("LayerNorm1D", M)
 );
-// Its running statistics belong to the units too, but are no parameters: the
-// units cannot be reordered in the flat vector alone, so they are in no group.
+// These two lie along the second axis of their input: the units of a batch
+// `[N, C]`, but not those of a batch of sequences `[N, S, C]`. The builder takes
+// them for the units if there are as many; `Layer` says what that leaves open.
 layer!(
     [const C: usize,] builders::BatchNorm1D<C>,
     [E: Dtype, D: Storage<E>] modules::BatchNorm1D<C, E, D>,
     2 * C,
-    |layout| {
-        layout.opaque("BatchNorm1D");
-        layout.tensor("scale", &[C], Role::Scale);
-        layout.tensor("bias", &[C], Role::Shift);
-    }
+    |layout| layout.batch_norm("BatchNorm1D", C)
+);
+layer!(
+    [C: ConstDim,] builders::PReLU1D<C>,
+    [E: Dtype, D: Device<E>] prelu::PReLU1D<C, E, D>,
+    C::SIZE,
+    |layout| layout.slopes("PReLU1D", C::SIZE)
+);
+layer!(
+    [const C: usize,] builders::BatchNorm2D<C>,
+    [E: Dtype, D: Storage<E>] modules::BatchNorm2D<C, E, D>,
+    2 * C,
+    |layout| layout.batch_norm2d("BatchNorm2D", C)
+);
+layer!(
+    [const C: usize,] builders::Bias2D<C>,
+    [E: Dtype, D: Storage<E>] modules::Bias2D<C, E, D>,
+    C,
+    |layout| layout.bias2d("Bias2D", C)
+);
+layer!(
+    [const V: usize, const M: usize,] builders::Embedding<V, M>,
+    [E: Dtype, D: Storage<E>] modules::Embedding<V, M, E, D>,
+    V * M,
+    |layout| layout.embedding(V, M)
 );
 layer!(
     [] builders::PReLU,
@@ -68,47 +94,32 @@ layer!(
         layout.tensor("a", &[], Role::Scale);
     }
 );
-// Its slopes lie along the second axis of the input, which are the units of a
-// batch, but not those of a batch of sequences: which one is not known here.
-layer!(
-    [C: ConstDim,] builders::PReLU1D<C>,
-    [E: Dtype, D: Device<E>] prelu::PReLU1D<C, E, D>,
-    C::SIZE,
-    |layout| {
-        layout.opaque("PReLU1D");
-        layout.tensor("a", &[C::SIZE], Role::Scale);
-    }
-);
-
 /// Layers without parameters that are their own built form.
-macro_rules! unitwise {
-    ($($layer:ident),* $(,)?) => {
-        $(layer!([] builders::$layer, 0, |layout| layout.unitwise(stringify!($layer)));)*
+macro_rules! plain {
+    ($method:ident: $($layer:ident),* $(,)?) => {
+        $(layer!([] builders::$layer, 0, |layout| layout.$method(stringify!($layer)));)*
     };
 }
 
-unitwise!(
-    Abs,
-    AccurateGeLU,
-    Cos,
-    Dropout,
-    Exp,
-    FastGeLU,
-    Ln,
-    ReLU,
-    Sigmoid,
-    Sin,
-    Sqrt,
-    Square,
-    Tanh,
+plain!(
+    unitwise: Abs, AccurateGeLU, Cos, Exp, FastGeLU, Ln, ReLU, Sigmoid, Sqrt, Square,
 );
 // These mix the units, but all in the same way: reordered inputs give outputs
 // reordered likewise.
-unitwise!(LogSoftmax, Softmax);
+plain!(unitwise: LogSoftmax, Softmax);
+plain!(odd: Dropout, Sin, Tanh);
 
+layer!([](), 0, |_| {});
 layer!([E: Dtype] builders::LeakyReLU<E>, 0, |layout| layout.unitwise("LeakyReLU"));
 layer!([const N: usize] builders::DropoutOneIn<N>, 0, |layout| {
-    layout.unitwise(&format!("DropoutOneIn<{N}>"))
+    layout.odd(&format!("DropoutOneIn<{N}>"))
+});
+layer!([] builders::AvgPoolGlobal, 0, |layout| layout.pool_global("AvgPoolGlobal", true));
+layer!([] builders::MaxPoolGlobal, 0, |layout| layout.pool_global("MaxPoolGlobal", false));
+layer!([] builders::MinPoolGlobal, 0, |layout| layout.pool_global("MinPoolGlobal", false));
+// Whether units stay together depends on the shape of the input.
+layer!([S: ConstShape] builders::Reshape<S>, 0, |layout| {
+    layout.opaque(&format!("Reshape<{:?}>", S::default().concrete()))
 });
 
 // The old name of the same function.
@@ -116,34 +127,4 @@ layer!([const N: usize] builders::DropoutOneIn<N>, 0, |layout| {
 mod deprecated {
     use super::*;
     layer!([] builders::GeLU, 0, |layout| layout.unitwise("FastGeLU"));
-}
-
-/// dfdx's tuples: layers one after the other, named by position.
-macro_rules! tuple {
-    ($($layer:ident $index:literal),*) => {
-        impl<$($layer: Layer),*> Layer for ($($layer,)*) {
-            const PARAMETERS: usize = 0 $(+ $layer::PARAMETERS)*;
-
-            fn describe(layout: &mut LayoutBuilder) {
-                $(layout.scope($index, $layer::describe);)*
-            }
-        }
-    };
-}
-
-tuple!(A "0");
-tuple!(A "0", B "1");
-tuple!(A "0", B "1", C "2");
-tuple!(A "0", B "1", C "2", D "3");
-tuple!(A "0", B "1", C "2", D "3", F "4");
-tuple!(A "0", B "1", C "2", D "3", F "4", G "5");
-
-impl<L: Layer, const N: usize> Layer for modules::Repeated<L, N> {
-    const PARAMETERS: usize = N * L::PARAMETERS;
-
-    fn describe(layout: &mut LayoutBuilder) {
-        for index in 0..N {
-            layout.scope(&index.to_string(), L::describe);
-        }
-    }
 }

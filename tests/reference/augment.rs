@@ -53,7 +53,7 @@ pub fn permutation(case: &Case, report: &mut Report) -> Outcome {
             report.compare(&permuted, &found, case.values(&permuted)?, OUTPUTS);
         }
         for _ in 0..3 {
-            gather(&symmetry.sample(&mut rng), flat, &mut moved);
+            symmetry.sample(&mut rng).apply(flat, &mut moved);
             let found = network.forward(&moved, inputs, &shape);
             report.compare("outputs after our own permutation", &found, &outputs, OUTPUTS);
         }
