@@ -63,7 +63,7 @@ pub fn initialisations_page(
             &format!(
                 "Mean {test} of {networks} networks of each kind; bars are two standard errors. Every \
                  update asks for a {} of {:.4} and starts from the result of the last one, measured anew. \
-                 The G.pt was trained on runs that start at dfdx's own initialisation only.",
+                 The runs that the G.pt was trained on were initialised by dfdx.",
                 result.metric, result.prompt
             ),
             &framed(&curves(result)?),
