@@ -2,7 +2,7 @@
 //! how well one update of networks that it has never seen does.
 //!
 //! ```text
-//! cargo run --release --example deep_mlp -- FOLDER [PATHS] [STEPS] [SEED]
+//! cargo bench --bench deep_mlp -- FOLDER [PATHS] [STEPS] [SEED]
 //! ```
 //!
 //! Records into FOLDER (once, a minute), trains a small G.pt on one thread (a
@@ -157,7 +157,8 @@ fn column(scores: &[[f64; 2]], i: usize) -> Vec<f64> {
 }
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // Cargo adds an argument for benches.
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let folder = arguments.first().ok_or("expected a folder for the recorded runs")?;
     let paths: bool = arguments.get(1).map_or(Ok(true), |text| text.parse())?;
     let number = |i: usize, default| arguments.get(i).map_or(Ok(default), |text| text.parse());
