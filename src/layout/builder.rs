@@ -84,6 +84,17 @@ impl LayoutBuilder {
         self.frozen = outer;
     }
 
+    /// Runs `describe` for layers that are applied nobody knows where: their
+    /// units are in no group, and the next layer reads what it would without them.
+    pub fn unwired(&mut self, describe: impl FnOnce(&mut Self)) {
+        self.layer("Unwired(");
+        let (value, first) = (self.take(), self.groups.count());
+        describe(self);
+        self.groups.pin_since(first);
+        self.value = value;
+        self.layer(")");
+    }
+
     /// Appends a tensor that is attached to no group.
     ///
     /// If it does more to the units that arrive than to treat them all alike,
