@@ -20,6 +20,9 @@ const GAP: usize = 1;
 /// Share of the weights whose size is within the scale; larger ones are drawn alike.
 const WITHIN: f64 = 0.995;
 
+/// Steps from clear to the full colour: few, for a file half as large.
+const LEVELS: f64 = 31.0;
+
 /// How weights become colours.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Scale(f64);
@@ -47,7 +50,8 @@ impl Scale {
     fn signed(self, weight: f32) -> [u8; 4] {
         let relative = self.relative(weight);
         let RGBColor(r, g, b) = if relative < 0.0 { BELOW } else { ABOVE };
-        [r, g, b, (255.0 * relative.abs()).round() as u8]
+        let level = (LEVELS * relative.abs()).round();
+        [r, g, b, (255.0 * level / LEVELS).round() as u8]
     }
 
     fn about_grey(self, weight: f32) -> u8 {
@@ -194,7 +198,7 @@ mod tests {
         assert_eq!((width, height), (3, 4));
         let pixel = |x: usize, y: usize| &bytes[4 * (y * 3 + x)..][..4];
         assert_eq!(pixel(0, 0), [ABOVE.0, ABOVE.1, ABOVE.2, 255]);
-        assert_eq!(pixel(1, 0), [BELOW.0, BELOW.1, BELOW.2, 128]);
+        assert_eq!(pixel(1, 0), [BELOW.0, BELOW.1, BELOW.2, 132]);
         assert_eq!(pixel(0, 2)[3], 0);
         assert_eq!(pixel(1, 2)[3], 255, "beyond the scale");
         assert_eq!((pixel(2, 0)[3], pixel(0, 1)[3]), (0, 0), "gaps");
