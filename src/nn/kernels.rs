@@ -1,6 +1,7 @@
 //! The inner loops of a convolution: tiles of sums that stay in registers.
 
 #![allow(unsafe_code)]
+#![allow(clippy::needless_range_loop, reason = "loops over registers, which are unrolled")]
 
 use pulp::{Simd, WithSimd};
 
@@ -117,6 +118,11 @@ impl<E: Value> Product<'_, E> {
         }
     }
 
+    /// `V` vectors of each row of a block.
+    ///
+    /// # Safety
+    /// `sources[j]` from `source` on and `targets[r]` from `target` on there
+    /// must be `V` vectors.
     #[inline(always)]
     unsafe fn block<S: Simd, const V: usize, const ADD: bool>(
         &self,
@@ -139,6 +145,9 @@ impl<E: Value> Product<'_, E> {
     }
 
     /// `R` rows of a block from row `first` on, `V` vectors of each.
+    ///
+    /// # Safety
+    /// As of [`block`](Self::block); the block must have these rows.
     #[inline(always)]
     unsafe fn tile<S: Simd, const R: usize, const V: usize, const ADD: bool>(
         &self,
@@ -181,6 +190,8 @@ impl<E: Value> Product<'_, E> {
     }
 }
 
+/// # Safety
+/// A vector must lie there.
 #[inline(always)]
 unsafe fn load<E: Value, S: Simd>(_: S, from: *const E) -> E::Vector<S> {
     from.cast::<E::Vector<S>>().read_unaligned()
@@ -236,6 +247,8 @@ impl Correlation<'_> {
         }
     }
 
+    /// # Safety
+    /// [`run`](Self::run) must have checked the sizes, and `R` rows be left.
     #[inline(always)]
     unsafe fn rows<E: Value, S: Simd, const R: usize>(
         &self,
@@ -257,6 +270,8 @@ impl Correlation<'_> {
         }
     }
 
+    /// # Safety
+    /// As of [`rows`](Self::rows), and `C` columns must be left.
     #[inline(always)]
     unsafe fn tile<E: Value, S: Simd, const R: usize, const C: usize>(
         &self,
