@@ -444,6 +444,37 @@ fn wirings_say_what_layers_do() {
     assert_eq!(groups(&layout::<Features>()), []);
 }
 
+/// States a plain sequence, and multiplies neighbouring units.
+#[lopt::network]
+#[lopt(forward(first, Tanh, second, ReLU, output))]
+struct False {
+    first: Linear<4, 3>,
+    second: Linear<3, 5>,
+    output: Linear<5, 2>,
+}
+
+impl<const N: usize> Module<Tensor<Rank2<N, 4>, f32, Cpu>> for FalseOn<f32, Cpu> {
+    type Output = Tensor<Rank2<N, 2>, f32, Cpu>;
+    type Error = <Cpu as HasErr>::Err;
+
+    fn try_forward(&self, x: Tensor<Rank2<N, 4>, f32, Cpu>) -> Result<Self::Output, Self::Error> {
+        let x = self.second.try_forward(self.first.try_forward(x)?.try_tanh()?)?;
+        let next = x.clone().try_roll::<Axis<1>>(1)?;
+        self.output.try_forward(x.try_mul(next)?.try_relu()?)
+    }
+}
+
+#[test]
+fn a_false_wiring_is_found() {
+    let dev = Cpu::seed_from_u64(1);
+    let model = dev.build_module::<False, f32>();
+    let x: Tensor<Rank2<16, 4>, f32, _> = dev.sample_normal();
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(0);
+    let error = check_symmetry(&model, &mut rng, |model| model.forward(x.clone()).as_vec());
+    let error = error.unwrap_err().to_string();
+    assert!(error.starts_with("units of group `second` are not free to move"), "{error}");
+}
+
 #[test]
 fn adam_moves_what_is_not_frozen() {
     let mut model = Cpu::seed_from_u64(1).build_module::<Own, f32>();

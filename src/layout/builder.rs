@@ -511,8 +511,11 @@ impl LayoutBuilder {
             return self.pin_value();
         };
         let count = self.groups.units(units.group);
-        let kept = if groups > 0 && count % groups == 0 { groups } else { count };
-        if groups == 0 || groups % kept != 0 || own.iter().any(|(tensor, _)| tensor.is_none()) {
+        let kept = if groups > 0 && count.is_multiple_of(groups) { groups } else { count };
+        if groups == 0
+            || !groups.is_multiple_of(kept)
+            || own.iter().any(|(tensor, _)| tensor.is_none())
+        {
             return self.pin_value();
         }
         self.groups.coarsen(units.group, kept);
