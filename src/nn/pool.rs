@@ -36,7 +36,8 @@ use super::shape::{Planes, Window};
 ///
 /// let dev = Cpu::default();
 /// let image = dev.tensor([[[1.0f32, 2.0, 5.0], [0.0, 3.0, 4.0]]]);
-/// assert_eq!(MaxPool2D::<2>.forward(image).as_vec(), [3.0, 5.0]);
+/// let pool = dev.build_module::<MaxPool2D<2>, f32>();
+/// assert_eq!(pool.forward(image).as_vec(), [3.0, 5.0]);
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MaxPool2D<const K: usize, const S: usize = 1, const P: usize = 0>;
