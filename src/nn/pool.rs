@@ -91,7 +91,7 @@ pub struct AvgPoolGlobal;
 /// type Network = (Conv2D<1, 4, 5, 3>, Flatten2D<256>, Linear<256, 10>);
 /// let network = dev.build_module::<Network, f32>();
 /// let scores = network.try_forward(dev.sample_normal::<Rank4<2, 1, 28, 28>>())?;
-/// assert_eq!(scores.shape().0, 2);
+/// assert_eq!(scores.shape().concrete(), [2, 10]);
 /// assert!(network.try_forward(dev.sample_normal::<Rank4<2, 1, 27, 20>>()).is_err());
 /// # Ok::<(), CpuError>(())
 /// ```
