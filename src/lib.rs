@@ -10,6 +10,7 @@ pub mod gpt;
 pub mod layout;
 pub mod metric;
 pub mod network;
+pub mod nn;
 pub mod optimizer;
 pub mod report;
 pub mod symmetry;

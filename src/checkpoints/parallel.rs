@@ -182,7 +182,12 @@ pub fn record_runs<E: Send>(
     };
     std::thread::scope(|scope| {
         for _ in 0..threads {
-            scope.spawn(work);
+            // What dfdx and `nn` would split over all cores stays on one: there is a run
+            // for each. Without a pool it is right all the same, if slower.
+            scope.spawn(|| match rayon::ThreadPoolBuilder::new().num_threads(1).build() {
+                Ok(pool) => pool.install(work),
+                Err(_) => work(),
+            });
         }
     });
 

@@ -24,7 +24,8 @@ use super::terminal::Terminal;
 Examples:
   lopt compare digits
   lopt compare digits --json --quiet > comparison.json
-  lopt compare digits --weights mine.safetensors --prompt 0.2 --out mine.html")]
+  lopt compare digits --weights mine.safetensors --prompt 0.2 --out mine.html
+  lopt compare mnist --data data-sets/mnist --weights mnist.safetensors --baseline-networks 16")]
 pub struct Arguments {
     /// Task to compare on
     #[arg(value_parser = super::task_names(), default_value = "digits")]
@@ -49,6 +50,9 @@ pub struct Arguments {
     /// Candidates that the best is kept of
     #[arg(long, value_name = "K", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
     best_of: u32,
+    /// Of these, how many SGD and Adam train [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    baseline_networks: Option<u32>,
     /// Steps of SGD and Adam
     #[arg(long, value_name = "N", default_value_t = 1500, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
@@ -72,6 +76,7 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
             candidates: arguments.best_of as usize,
         },
         baselines: BaselineConfig {
+            networks: arguments.baseline_networks.map(|n| n as usize),
             steps: arguments.steps as usize,
             grid_steps: defaults.grid_steps.min(arguments.steps as usize),
             ..defaults

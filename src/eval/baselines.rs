@@ -17,6 +17,8 @@ const TIMED: usize = 5;
 /// How SGD and Adam are trained and tuned.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BaselineConfig {
+    /// Networks that are trained, at most all. Default `None`: all.
+    pub networks: Option<usize>,
     /// Steps of each network. Default 1500.
     pub steps: usize,
     /// Images in a step. Default 64.
@@ -34,6 +36,7 @@ pub struct BaselineConfig {
 impl Default for BaselineConfig {
     fn default() -> Self {
         Self {
+            networks: None,
             steps: 1500,
             batch_size: 64,
             sgd_rates: vec![0.01, 0.02, 0.05, 0.1, 0.2, 0.5],
@@ -52,6 +55,8 @@ impl BaselineConfig {
     pub fn validate(&self) -> Result<(), EvalError> {
         EvalError::check(!self.sgd_rates.is_empty(), "sgd_rates", "empty", "at least one rate")?;
         EvalError::check(!self.adam_rates.is_empty(), "adam_rates", "empty", "at least one rate")?;
+        let networks = self.networks.unwrap_or(1);
+        EvalError::check(networks > 0, "networks", networks, "at least 1")?;
         EvalError::check(self.grid_networks > 0, "grid_networks", 0, "at least 1")?;
         EvalError::check(self.grid_steps > 0, "grid_steps", 0, "at least 1")
     }
@@ -64,7 +69,13 @@ impl BaselineConfig {
     /// Trainings that [`baselines`] makes, for a progress bar.
     pub fn trainings(&self, networks: usize) -> usize {
         let rates = self.sgd_rates.len() + self.adam_rates.len();
+        let networks = self.trained(networks);
         rates * self.grid_networks.min(networks) + 4 * networks
+    }
+
+    /// How many of these networks are trained.
+    pub fn trained(&self, networks: usize) -> usize {
+        self.networks.map_or(networks, |most| most.min(networks))
     }
 }
 
@@ -128,6 +139,7 @@ pub fn baselines(
     monitor: &dyn Monitor,
 ) -> Result<Vec<Baseline>, EvalError> {
     config.validate()?;
+    let networks = &networks.first(config.trained(networks.len()));
     let mut all = Vec::new();
     for (algorithm, rates, [default_id, best_id]) in [
         (Algorithm::SGD, &config.sgd_rates, ["sgd_default", "sgd_best"]),
@@ -176,12 +188,7 @@ fn grid(
     (algorithm, rates): (Algorithm, &[f64]),
     monitor: &dyn Monitor,
 ) -> Result<Vec<GridPoint>, EvalError> {
-    let count = config.grid_networks.min(networks.len());
-    let size = networks.parameters.len() / networks.len();
-    let some = Networks {
-        seeds: networks.seeds[..count].to_vec(),
-        parameters: networks.parameters[..count * size].to_vec(),
-    };
+    let some = networks.first(config.grid_networks);
     let (metric, value) = goal.validation;
     let mut points = Vec::new();
     for &rate in rates {

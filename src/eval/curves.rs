@@ -31,7 +31,8 @@ impl Curve {
         config: &TrainingConfig,
         monitor: &dyn Monitor,
     ) -> Result<Self, EvalError> {
-        let steps = measured_steps(config.steps);
+        let images = task.size(Split::Validation) + task.size(Split::Test);
+        let steps = measured_steps(config.steps, images);
         let all: Vec<(u64, &[f32])> = networks.iter().collect();
         let rows = all
             .par_iter()
@@ -93,15 +94,21 @@ impl Serialize for Curve {
     }
 }
 
-/// Steps at which a training of `steps` steps is measured: every one to 200,
-/// every fifth to 500, every tenth beyond, and the last.
-pub fn measured_steps(steps: usize) -> Vec<usize> {
+/// Examples of validation and test splits from which on a measurement is dear.
+const MANY_EXAMPLES: usize = 1000;
+
+/// Steps at which a training of `steps` steps is measured on so many examples: every
+/// one to 200, every fifth to 500, every tenth beyond, and the last; a fifth as often
+/// where there are more than 1000 examples.
+pub fn measured_steps(steps: usize, examples: usize) -> Vec<usize> {
+    let coarse = if examples > MANY_EXAMPLES { 5 } else { 1 };
     let measured = |&step: &usize| {
-        let every = match step {
-            0..=200 => 1,
-            201..=500 => 5,
-            _ => 10,
-        };
+        let every = coarse
+            * match step {
+                0..=200 => 1,
+                201..=500 => 5,
+                _ => 10,
+            };
         step % every == 0 || step == steps
     };
     (0..=steps).filter(measured).collect()
@@ -159,8 +166,9 @@ mod tests {
 
     #[test]
     fn measured_steps_hold_both_ends() {
-        assert_eq!(measured_steps(3), [0, 1, 2, 3]);
-        let steps = measured_steps(503);
+        assert_eq!(measured_steps(3, 1000), [0, 1, 2, 3]);
+        assert_eq!(measured_steps(12, 1001), [0, 5, 10, 12]);
+        let steps = measured_steps(503, 10);
         assert_eq!(steps[steps.len() - 3..], [495, 500, 503]);
     }
 }

@@ -132,6 +132,16 @@ impl Networks {
         Ok(Self { seeds, parameters })
     }
 
+    /// The first of these, at most `count`.
+    pub fn first(&self, count: usize) -> Self {
+        let count = count.min(self.len());
+        let size = self.parameters.len() / self.len().max(1);
+        Self {
+            seeds: self.seeds[..count].to_vec(),
+            parameters: self.parameters[..count * size].to_vec(),
+        }
+    }
+
     /// Number of networks.
     pub fn len(&self) -> usize {
         self.seeds.len()

@@ -78,12 +78,17 @@ pub fn comparison_page(
     let test = comparison.test_metric();
     let run = comparison.equivalent_steps.steps_run;
     let networks = comparison.networks;
+    let trained = comparison.config.baselines.trained(networks);
+    let some = match trained < networks {
+        true => format!(" SGD and Adam train the first {trained} of them."),
+        false => String::new(),
+    };
     let body = [
         section(
             "One update beside SGD and Adam",
             &format!(
                 "Mean {test} of the same {networks} random initialisations, none of which was used in \
-                 training {}. Bands are two standard errors. The learning rates called best are the ones \
+                 training {}.{some} Bands are two standard errors. The learning rates called best are the ones \
                  of a grid that end with the best {}. Rings mark where a curve reaches the dashed line.",
                 comparison.optimizer, comparison.metric
             ),
@@ -92,7 +97,7 @@ pub fn comparison_page(
         section(
             "All figures",
             &format!(
-                "Mean and standard error over {networks} networks. Wall-clock is that of one network, \
+                "Mean and standard error over {networks} networks.{some} Wall-clock is that of one network, \
                  without other work on the machine: an update includes measuring the network first, a \
                  step includes no measurement. Steps to match: the first at which the mean {test} is that \
                  of one update."
@@ -110,7 +115,7 @@ pub fn comparison_page(
                 "Chosen by {} over {} steps of {} networks.",
                 comparison.metric,
                 comparison.config.baselines.grid_steps,
-                comparison.config.baselines.grid_networks.min(networks)
+                comparison.config.baselines.grid_networks.min(trained)
             ),
             &grid(comparison).to_html(),
         ),
@@ -155,7 +160,7 @@ fn settings(comparison: &Comparison) -> Vec<(String, String)> {
         ("steps", baselines.steps.to_string()),
         ("SGD rates", list(&baselines.sgd_rates)),
         ("Adam rates", list(&baselines.adam_rates)),
-        ("measured", "every step to 200, every 5th to 500, every 10th beyond".to_owned()),
+        ("networks of SGD and Adam", baselines.trained(comparison.networks).to_string()),
     ];
     pairs.map(|(name, value)| (name.to_owned(), value)).to_vec()
 }

@@ -16,7 +16,7 @@ use super::TaskError;
 pub const PIXELS: usize = 3 * 32 * 32;
 
 /// Pixels and classes of the files of these names in a folder, one after the other.
-pub fn read(folder: &Path, names: &[&str]) -> Result<(Vec<u8>, Vec<u8>), TaskError> {
+pub fn read(folder: &Path, names: &[String]) -> Result<(Vec<u8>, Vec<u8>), TaskError> {
     let (mut pixels, mut labels) = (Vec::new(), Vec::new());
     for name in names {
         let path = folder.join(name);

@@ -7,24 +7,30 @@
 //! Networks, standardisation and [`paper`]: Peebles et al. 2022,
 //! arXiv:2209.12892, appendix, and the G.pt code.
 
+use std::ops::Range;
 use std::path::Path;
 
-use dfdx::prelude::*;
+use dfdx::prelude::{Const, Cpu, Linear, ReLU};
 
 use super::classifier::{Classifier, Data, ImageNetwork, CLASSES};
 use super::images::Images;
-use super::training::{Schedule, TrainingConfig};
+use super::training::{Algorithm, Schedule, TrainingConfig};
 use super::{cifar, idx, Moments, RecordingConfig, Task, TaskError};
 use crate::metric::Split;
 use crate::network::Built;
+use crate::nn;
 
 /// What must be in a folder of IDX files.
 const IDX_FILES: &str = "train-images-idx3-ubyte, train-labels-idx1-ubyte and the two t10k files, \
                          as scripts/fetch-data.sh fetches them";
-/// Images kept from training for validation.
-const VALIDATION: usize = 5000;
-/// Those of them that count for networks of convolutions, which take longer to score.
-const VALIDATION_CNN: usize = 2000;
+/// What must be in the folder of CIFAR-10.
+const CIFAR_FILES: &str = "data_batch_1.bin to data_batch_5.bin and test_batch.bin, the binary \
+                           version of CIFAR-10";
+/// One in so many of the training images is kept for validation.
+const VALIDATION: usize = 12;
+/// Share of the validation images that networks of convolutions, which take
+/// longer to score, are measured on, in percent.
+const VALIDATION_CNN: usize = 40;
 
 /// MNIST's first network in the paper: 784 pixels, 10 hidden units, 10 classes.
 #[lopt::network]
@@ -47,11 +53,43 @@ impl ImageNetwork for ImageMlp {
     }
 }
 
+/// The paper's network of convolutions, for images of `C` channels.
+#[lopt::network]
+#[derive(Clone, Debug)]
+pub struct ImageCnn<const C: usize> {
+    /// 16 channels of half the height and width.
+    pub first: nn::UnbiasedConv2D<C, 16, 3, 2>,
+    /// Between the two.
+    pub first_activation: ReLU,
+    /// 32 channels.
+    pub second: nn::UnbiasedConv2D<16, 32, 3>,
+    /// After it.
+    pub second_activation: ReLU,
+    /// Mean of each channel.
+    pub pool: nn::AvgPoolGlobal,
+    /// Channels to classes.
+    pub output: Linear<32, 10>,
+}
+
+impl<const C: usize> ImageNetwork for ImageCnn<C> {
+    type Model = Built<ImageCnn<C>, f32, Cpu>;
+    type Input = (usize, Const<C>, usize, usize);
+
+    fn input(batch: usize, [_, height, width]: [usize; 3]) -> Self::Input {
+        (batch, Const, height, width)
+    }
+}
+
 /// The task of this name, if it is one of image sets.
 pub(super) fn by_name(name: &str, data: Option<&Path>) -> Result<Option<Box<dyn Task>>, TaskError> {
     Ok(Some(match name {
-        "mnist" => Box::new(mlp("mnist", &MNIST, data)?),
-        "fashion-mnist" => Box::new(mlp("fashion-mnist", &FASHION, data)?),
+        "mnist" => mlp(MNIST.load("mnist", data, 100)?)?,
+        "mnist-cnn" => cnn::<1>(MNIST.load("mnist-cnn", data, VALIDATION_CNN)?)?,
+        "fashion-mnist" => mlp(FASHION.load("fashion-mnist", data, 100)?)?,
+        "fashion-mnist-cnn" => {
+            cnn::<1>(FASHION.load("fashion-mnist-cnn", data, VALIDATION_CNN)?)?
+        }
+        "cifar10" => cnn::<3>(cifar10(data)?)?,
         _ => return Ok(None),
     }))
 }
@@ -60,15 +98,12 @@ pub(super) fn by_name(name: &str, data: Option<&Path>) -> Result<Option<Box<dyn 
 /// that changes once an epoch, weight decay 5e-4, batch 128, 200 checkpoints at
 /// random steps.
 pub fn paper(images: usize, epochs: usize) -> RecordingConfig {
-    let epoch = images.div_ceil(128);
+    let epoch = images.div_ceil(PAPER.batch_size);
     RecordingConfig {
         training: TrainingConfig {
-            learning_rate: 0.1,
             schedule: Schedule::Staircase { steps: epoch },
-            weight_decay: 5e-4,
-            batch_size: 128,
             steps: epochs * epoch,
-            ..TrainingConfig::default()
+            ..PAPER
         },
         saves: 200,
         moments: Moments::Random,
@@ -76,102 +111,153 @@ pub fn paper(images: usize, epochs: usize) -> RecordingConfig {
     }
 }
 
-/// A data set in IDX files.
+/// Optimizer of the paper's recordings.
+const PAPER: TrainingConfig = TrainingConfig {
+    algorithm: Algorithm::SGD,
+    learning_rate: 0.1,
+    schedule: Schedule::Cosine,
+    weight_decay: 5e-4,
+    batch_size: 128,
+    steps: 800,
+};
+
+/// A task of the perceptron: runs of 800 steps.
+fn mlp(set: Set) -> Result<Box<dyn Task>, TaskError> {
+    let recording =
+        RecordingConfig { training: PAPER, runs: 4000, saves: 40, ..RecordingConfig::default() };
+    Ok(Box::new(Classifier::<ImageMlp>::new(set.data("784-10-10, ReLU", recording))?))
+}
+
+/// A task of the convolutions: runs of 400 steps of half the batch.
+fn cnn<const C: usize>(set: Set) -> Result<Box<dyn Task>, TaskError> {
+    let recording = RecordingConfig {
+        training: TrainingConfig { batch_size: 64, steps: 400, ..PAPER },
+        runs: 500,
+        saves: 30,
+        ..RecordingConfig::default()
+    };
+    let network = "conv 3x3 stride 2 (16), conv 3x3 (32), global mean, linear; ReLU";
+    Ok(Box::new(Classifier::<ImageCnn<C>>::new(set.data(network, recording))?))
+}
+
+/// A data set for one task.
 struct Set {
+    task: &'static str,
+    title: &'static str,
+    train: Images,
+    validation: Images,
+    test: Images,
+}
+
+impl Set {
+    fn data(self, network: &str, recording: RecordingConfig) -> Data {
+        let Self { task, title, train, validation, test } = self;
+        let [trained, validated, tested] = [&train, &validation, &test].map(Images::len);
+        let summary = format!(
+            "{title}, {trained} images to train on, {validated} to validate, {tested} to test; \
+             network {network}"
+        );
+        let recorded = &[Split::Validation];
+        Data { name: task, summary, train, validation, test, recorded, recording }
+    }
+
+    /// Splits training images; `share` percent of those for validation are used.
+    fn split(
+        (task, title): (&'static str, &'static str),
+        (pixels, labels): (&[u8], &[u8]),
+        test: Images,
+        share: usize,
+        images: impl Fn(&[u8], &[u8]) -> Images,
+    ) -> Self {
+        let kept = labels.len() / VALIDATION;
+        let first = labels.len() - kept;
+        let used = (kept * share).div_ceil(100);
+        let size = pixels.len() / labels.len();
+        let part = |range: Range<usize>| {
+            images(&pixels[range.start * size..range.end * size], &labels[range])
+        };
+        Self { task, title, train: part(0..first), validation: part(first..first + used), test }
+    }
+}
+
+/// A data set in IDX files, and what its pixels are standardised with.
+struct IdxSet {
     title: &'static str,
     mean: f32,
     deviation: f32,
 }
 
-const MNIST: Set = Set { title: "MNIST", mean: 0.1307, deviation: 0.3081 };
-const FASHION: Set = Set { title: "Fashion-MNIST", mean: 0.2860, deviation: 0.3530 };
+const MNIST: IdxSet = IdxSet { title: "MNIST", mean: 0.1307, deviation: 0.3081 };
+const FASHION: IdxSet = IdxSet { title: "Fashion-MNIST", mean: 0.2860, deviation: 0.3530 };
 
-fn mlp(
-    name: &'static str,
-    set: &Set,
-    data: Option<&Path>,
-) -> Result<Classifier<ImageMlp>, TaskError> {
-    let [train, validation, test] = set.load(name, data, VALIDATION)?;
-    let summary = set.summary(&train, &validation, &test, "784-10-10, ReLU");
-    let recording = RecordingConfig {
-        training: TrainingConfig { steps: 1200, ..paper(train.len(), 1).training },
-        runs: 3000,
-        ..RecordingConfig::default()
-    };
-    let recording = RecordingConfig {
-        training: TrainingConfig { schedule: Schedule::Cosine, ..recording.training },
-        ..recording
-    };
-    let recorded = &[Split::Validation];
-    Classifier::new(Data { name, summary, train, validation, test, recorded, recording })
-}
-
-impl Set {
-    /// Training, validation and test images.
+impl IdxSet {
     fn load(
         &self,
         task: &'static str,
         data: Option<&Path>,
-        validation: usize,
-    ) -> Result<[Images; 3], TaskError> {
+        share: usize,
+    ) -> Result<Set, TaskError> {
         let folder = data.ok_or(TaskError::NoData { task, expected: IDX_FILES })?;
-        let read = |part: &str| -> Result<_, TaskError> {
-            let name = format!("{part}-images-idx3-ubyte");
-            let images = idx::read(folder, &name)?;
-            let problem =
-                |name: &str, problem| TaskError::File { path: folder.join(name), problem };
-            if images.shape.len() != 3 || images.shape[1..] != [28, 28] {
-                let found = format!("its shape is {:?}, expected [N, 28, 28]", images.shape);
-                return Err(problem(&name, found));
-            }
-            let name = format!("{part}-labels-idx1-ubyte");
-            let labels = idx::read(folder, &name)?;
-            if labels.shape != images.shape[..1] {
-                let (found, expected) = (&labels.shape, images.shape[0]);
-                return Err(problem(
-                    &name,
-                    format!("its shape is {found:?}, expected [{expected}]"),
-                ));
-            }
-            if let Some(label) = labels.values.iter().find(|&&label| usize::from(label) >= CLASSES)
-            {
-                return Err(problem(&name, format!("it has a label {label}, expected 0 to 9")));
-            }
-            Ok((images.values, labels.values))
-        };
-        let (images, labels) = read("train")?;
-        let (test_images, test_labels) = read("t10k")?;
-        if labels.len() < 2 * VALIDATION || test_labels.is_empty() {
-            let path = folder.join("train-images-idx3-ubyte");
-            let problem = format!("it has {} images, expected 60000", labels.len());
-            return Err(TaskError::File { path, problem });
-        }
-        let split = labels.len() - VALIDATION;
-        let some = |range: std::ops::Range<usize>| {
-            let pixels = &images[range.start * 784..range.end * 784];
-            self.images(pixels, &labels[range])
-        };
-        Ok([
-            some(0..split),
-            some(split..split + validation),
-            self.images(&test_images, &test_labels),
-        ])
+        let (images, labels) = read_idx(folder, "train")?;
+        let (test_images, test_labels) = read_idx(folder, "t10k")?;
+        let test = self.images(&test_images, &test_labels);
+        let standardise = |pixels: &[u8], labels: &[u8]| self.images(pixels, labels);
+        Ok(Set::split((task, self.title), (&images, &labels), test, share, standardise))
     }
 
-    /// Pixels from 0 to 255, standardised.
     fn images(&self, pixels: &[u8], labels: &[u8]) -> Images {
         let value = |&pixel: &u8| (f32::from(pixel) / 255.0 - self.mean) / self.deviation;
         let labels = labels.iter().map(|&label| usize::from(label)).collect();
         Images::new(pixels.iter().map(value).collect(), labels, [1, 28, 28])
     }
+}
 
-    fn summary(&self, train: &Images, validation: &Images, test: &Images, network: &str) -> String {
-        format!(
-            "{}, {} images to train on, {} to validate, {} to test; network {network}",
-            self.title,
-            train.len(),
-            validation.len(),
-            test.len()
-        )
+/// Pixels and labels of a part of a data set, `train` or `t10k`.
+fn read_idx(folder: &Path, part: &str) -> Result<(Vec<u8>, Vec<u8>), TaskError> {
+    let problem = |name: &str, problem| TaskError::File { path: folder.join(name), problem };
+    let name = format!("{part}-images-idx3-ubyte");
+    let images = idx::read(folder, &name)?;
+    match images.shape[..] {
+        [count, 28, 28] if count >= VALIDATION => {}
+        ref shape => {
+            let expected = format!("[N, 28, 28] with at least {VALIDATION} images");
+            return Err(problem(&name, format!("its shape is {shape:?}, expected {expected}")));
+        }
     }
+    let name = format!("{part}-labels-idx1-ubyte");
+    let labels = idx::read(folder, &name)?;
+    if labels.shape != images.shape[..1] {
+        let (found, expected) = (&labels.shape, images.shape[0]);
+        return Err(problem(&name, format!("its shape is {found:?}, expected [{expected}]")));
+    }
+    if let Some(label) = labels.values.iter().find(|&&label| usize::from(label) >= CLASSES) {
+        return Err(problem(&name, format!("it has a label {label}, expected 0 to 9")));
+    }
+    Ok((images.values, labels.values))
+}
+
+/// Mean and standard deviation of CIFAR-10's channels, of pixels from 0 to 255.
+const CIFAR_MOMENTS: [(f32, f32); 3] = [(125.3, 63.0), (123.0, 62.1), (113.9, 66.7)];
+
+fn cifar10(data: Option<&Path>) -> Result<Set, TaskError> {
+    let task = "cifar10";
+    let folder = data.ok_or(TaskError::NoData { task, expected: CIFAR_FILES })?;
+    let names = [1, 2, 3, 4, 5].map(|i| format!("data_batch_{i}.bin"));
+    let (images, labels) = cifar::read(folder, &names)?;
+    let (test_images, test_labels) = cifar::read(folder, &["test_batch.bin".to_owned()])?;
+    let test = cifar_images(&test_images, &test_labels);
+    let train = (&images[..], &labels[..]);
+    Ok(Set::split((task, "CIFAR-10"), train, test, VALIDATION_CNN, cifar_images))
+}
+
+fn cifar_images(pixels: &[u8], labels: &[u8]) -> Images {
+    let rows = pixels
+        .chunks_exact(cifar::PIXELS / 3)
+        .zip(CIFAR_MOMENTS.iter().cycle())
+        .flat_map(|(channel, &(mean, deviation))| {
+            channel.iter().map(move |&pixel| (f32::from(pixel) - mean) / deviation)
+        })
+        .collect();
+    let labels = labels.iter().map(|&label| usize::from(label)).collect();
+    Images::new(rows, labels, [3, 32, 32])
 }

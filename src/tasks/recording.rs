@@ -233,11 +233,18 @@ pub fn record(
     let seeds = Seeds::recording(config.seed)?;
     let infos = (0..config.runs)
         .map(|id| {
-            let start = if starts.get(id).is_some() { "sample" } else { "initialisation" };
-            let hyperparameters = serde_json::json!({ "start": start });
-            Ok(RunInfo { hyperparameters, ..RunInfo::new(id, seeds.run(id)?) })
+            Ok(RunInfo { hyperparameters: starts.describe(id), ..RunInfo::new(id, seeds.run(id)?) })
         })
         .collect::<Result<Vec<_>, SeedError>>()?;
+    for entry in store.runs()? {
+        let found = &entry.info.hyperparameters["weights"];
+        let expected = starts.describe(entry.info.id);
+        let expected = &expected["weights"];
+        if found.is_string() && expected.is_string() && found != expected {
+            let of = |weights: &Value| format!("samples of weights {weights} as starts");
+            return Err(RecordingError::Settings { found: of(found), expected: of(expected) });
+        }
+    }
     Ok(record_runs(store, infos, options, |run| record_run(task, config, starts, run))?)
 }
 

@@ -14,6 +14,7 @@ use std::ops::Range;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use sha2::{Digest, Sha256};
 
 use super::{RecordingError, Seeds, Task};
 use crate::gpt::Gpt;
@@ -25,7 +26,11 @@ const WORST: f64 = 0.7;
 
 /// Networks to start recorded runs at, by the number of the run.
 #[derive(Clone, Debug, Default)]
-pub struct Starts(HashMap<u64, Vec<f32>>);
+pub struct Starts {
+    networks: HashMap<u64, Vec<f32>>,
+    /// Hash of the weights that made them.
+    origin: String,
+}
 
 impl Starts {
     /// Updates of fresh initialisations, prompted with values of the whole range,
@@ -86,11 +91,22 @@ impl Starts {
                 starts.insert(run, once.to_vec());
             }
         }
-        Ok(Self(starts))
+        let mut hash = Sha256::new();
+        gpt.weights().parameters.iter().for_each(|value| hash.update(value.to_le_bytes()));
+        let origin = hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self { networks: starts, origin })
     }
 
     /// The network that a run starts at, if it is one of these.
     pub fn get(&self, run: u64) -> Option<&[f32]> {
-        self.0.get(&run).map(Vec::as_slice)
+        self.networks.get(&run).map(Vec::as_slice)
+    }
+
+    /// How a run starts, as it is recorded with it.
+    pub(super) fn describe(&self, run: u64) -> serde_json::Value {
+        match self.networks.contains_key(&run) {
+            true => serde_json::json!({ "start": "sample", "weights": self.origin }),
+            false => serde_json::json!({ "start": "initialisation" }),
+        }
     }
 }

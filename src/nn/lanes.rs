@@ -1,0 +1,67 @@
+//! Number types whose loops are written with vector registers.
+
+use dfdx::shapes::Dtype;
+use pulp::Simd;
+
+/// A number type that these layers compute in: `f32` or `f64`.
+pub trait Value: Dtype + num_traits::Float + Lanes {}
+
+impl Value for f32 {}
+impl Value for f64 {}
+
+/// Vectors of a number type in the instruction set `S`.
+#[doc(hidden)]
+pub trait Lanes: Copy + Sized + Send + Sync + 'static {
+    type Vector<S: Simd>: Copy;
+
+    /// Values in a vector; divides [`MAX_LANES`].
+    fn lanes<S: Simd>() -> usize {
+        size_of::<Self::Vector<S>>() / size_of::<Self>()
+    }
+    fn splat<S: Simd>(simd: S, value: Self) -> Self::Vector<S>;
+    fn plus<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
+    /// `a * b + c`
+    fn multiply_add<S: Simd>(
+        simd: S,
+        a: Self::Vector<S>,
+        b: Self::Vector<S>,
+        c: Self::Vector<S>,
+    ) -> Self::Vector<S>;
+    fn total<S: Simd>(simd: S, vector: Self::Vector<S>) -> Self;
+}
+
+/// The most values that any instruction set has in a vector.
+pub(super) const MAX_LANES: usize = 16;
+
+macro_rules! lanes {
+    ($value:ty, $vector:ident, $splat:ident, $add:ident, $multiply_add:ident, $sum:ident) => {
+        impl Lanes for $value {
+            type Vector<S: Simd> = S::$vector;
+
+            #[inline(always)]
+            fn splat<S: Simd>(simd: S, value: Self) -> S::$vector {
+                simd.$splat(value)
+            }
+            #[inline(always)]
+            fn plus<S: Simd>(simd: S, a: S::$vector, b: S::$vector) -> S::$vector {
+                simd.$add(a, b)
+            }
+            #[inline(always)]
+            fn multiply_add<S: Simd>(
+                simd: S,
+                a: S::$vector,
+                b: S::$vector,
+                c: S::$vector,
+            ) -> S::$vector {
+                simd.$multiply_add(a, b, c)
+            }
+            #[inline(always)]
+            fn total<S: Simd>(simd: S, vector: S::$vector) -> Self {
+                simd.$sum(vector)
+            }
+        }
+    };
+}
+
+lanes!(f32, f32s, splat_f32s, add_f32s, mul_add_e_f32s, reduce_sum_f32s);
+lanes!(f64, f64s, splat_f64s, add_f64s, mul_add_e_f64s, reduce_sum_f64s);
