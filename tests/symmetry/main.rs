@@ -8,6 +8,7 @@ mod architecture;
 mod array;
 mod grammar;
 mod models;
+mod stacks;
 
 use lopt::layout::{Layout, UnitGroup};
 use lopt::symmetry::{Symmetry, Transformation};
