@@ -235,7 +235,7 @@ fn a_group_that_is_not_odd_shows_its_signs() {
 #[test]
 fn groups_that_are_none_change_outputs() {
     for told in [Told::NoSkips, Told::NothingFrozen, Told::NothingReversed] {
-        let caught = Caught::by(3000, |case, _| {
+        let caught = Caught::by(1500, |case, _| {
             let wrong = layout(&case.architecture.layers, told).ok()?;
             if wrong.num_parameters() != case.flat.len() {
                 return None;

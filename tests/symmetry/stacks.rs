@@ -27,7 +27,7 @@ type Grouped = (
     Residual<(
         (nn::Conv2D<6, 6, 3, 1, 1, 2>, BatchNorm2D<6>, Tanh),
         Residual<nn::Conv2D<6, 6, 3, 1, 1, 6>>,
-        Residual<()>,
+        Residual<Tanh>,
     )>,
     nn::MaxPool2D<2, 2>,
     Residual<(nn::Conv2D<6, 4, 1>, Sin, nn::Conv2D<4, 6, 1>)>,
@@ -133,9 +133,7 @@ proptest! {
         // Skips: 8 and 6 channels. The depthwise convolution keeps to its 6.
         let groups = [-8, -4, -6, -8];
         keeps!(ConvNet<ReLU>, f64, 1e-8, seed, images::<f64>, groups);
-        keeps!(ConvNet<ReLU>, f32, 1e-2, seed, images::<f32>, groups);
         let groups = [8, 4, -6, 8];
-        keeps!(ConvNet<Tanh>, f64, 1e-8, seed, images::<f64>, groups);
         keeps!(ConvNet<Tanh>, f32, 1e-2, seed, images::<f32>, groups);
     }
 
@@ -162,7 +160,6 @@ fn layers_are_what_dfdx_visits() {
         )*};
     }
     agrees!(
-        (): 0,
         Residual<Linear<3, 3>>: 0,
         Residual<(Linear<3, 4>, Linear<4, 3>)>: 1,
         GeneralizedResidual<Linear<3, 4>, Linear<3, 4>>: 0,
