@@ -31,8 +31,13 @@ pub mod __private {
 
     pub use dfdx::nn::{BuildOnDevice, Module, ModuleMut, ModuleVisitor, TensorCollection};
     pub use dfdx::shapes::Dtype;
+    pub use dfdx::tensor::WithEmptyTape;
     pub use dfdx::tensor_ops::Device;
 
     pub use crate::layout::LayoutBuilder;
+    pub use crate::network::fields::{
+        filled, BareTensor, BuiltTensor, ResidualOutput, SkippedField,
+    };
     pub use crate::network::Layer;
+    pub use crate::nn::frozen::FrozenField;
 }

@@ -30,25 +30,171 @@
 //! # Ok::<(), lopt::Error>(())
 //! ```
 //!
-//! Layers may be dfdx's, tuples of them, type parameters, and other annotated
-//! structs, which must be as visible as the struct that holds them. There may be
-//! any number. The built struct of `Mlp` is called `BuiltMlp`, and
+//! Layers may be dfdx's, those of [`nn`](crate::nn), tuples of them, type
+//! parameters, and other annotated structs, which must be as visible as the
+//! struct that holds them. There may be any number. The built struct of `Mlp` is called `BuiltMlp`, and
 //! [`Built`] names it completely. It implements dfdx's `Module` for the inputs
 //! that its layers take in turn, `ModuleMut` likewise (layers such as
 //! [`Dropout`](dfdx::nn::modules::Dropout) train through `forward_mut` only),
 //! and with `TensorCollection` everything that dfdx does with modules:
 //! optimizers, gradients, safetensors, `to_device`, `to_dtype`.
+//!
+//! # Residual blocks
+//! `#[lopt(residual)]` on a field adds its input to its output, as dfdx's
+//! [`Residual`](dfdx::nn::modules::Residual) does without another name in
+//! between. Units on both sides of the skip are one group.
+//!
+//! ```
+//! use dfdx::prelude::*;
+//! use lopt::Network;
+//!
+//! #[lopt::network]
+//! struct Block<const W: usize> {
+//!     norm: LayerNorm1D<W>,
+//!     map: Linear<W, W>,
+//!     activation: ReLU,
+//! }
+//!
+//! #[lopt::network]
+//! struct Deep {
+//!     stem: Linear<4, 16>,
+//!     #[lopt(residual)]
+//!     first: Block<16>,
+//!     #[lopt(residual)]
+//!     second: Block<16>,
+//!     output: Linear<16, 2>,
+//! }
+//!
+//! let layout = Deep::layout()?;
+//! assert_eq!(layout.groups().len(), 1);
+//! assert_eq!(layout.tensors()[2].name, "first.norm.gamma");
+//! # Ok::<(), lopt::Error>(())
+//! ```
+//!
+//! # Frozen and skipped layers
+//! | attribute of a field | forward pass | dfdx's optimizers | lopt |
+//! |---|---|---|---|
+//! | none | takes part | train it | reads and writes it |
+//! | `#[lopt(frozen)]` | takes part | leave it alone | leaves it alone |
+//! | `#[lopt(skip)]` | takes part | train it | does not see it |
+//!
+//! Neither a frozen nor a skipped layer is in the flat vector, and units that it
+//! produces, scales or reads are in no group. Both are built, saved, loaded and
+//! moved between devices with the rest. Running statistics of a frozen batch
+//! norm go on following the data in `forward_mut`: apply it with `forward` if
+//! they are not to.
+//!
+//! ```
+//! use dfdx::prelude::*;
+//! use lopt::Network;
+//!
+//! #[lopt::network]
+//! struct Transfer {
+//!     /// Loaded from a file.
+//!     #[lopt(frozen)]
+//!     features: (Linear<64, 32>, ReLU),
+//!     hidden: Linear<32, 8>,
+//!     activation: Tanh,
+//!     output: Linear<8, 10>,
+//! }
+//!
+//! assert_eq!(Transfer::NUM_PARAMETERS, 32 * 8 + 8 + 8 * 10 + 10);
+//! ```
+//!
+//! # A forward pass of one's own
+//! With `#[lopt(forward)]` on the struct the macro writes no `Module` and
+//! `ModuleMut`: you implement them for the built struct. For a struct `Net`
+//! without parameters, `NetOn<E, D>` names it in the header of an `impl` (where
+//! [`Built`] cannot stand); else spell out the fields' types, as in
+//! `BuiltNet<modules::Linear<4, H, E, D>>`. lopt then knows nothing of how the
+//! fields are wired, and there are no unit groups.
+//!
+//! `#[lopt(forward(..))]` states the wiring, and unit groups are found as in any
+//! network. Steps are separated by commas, and each acts on what the one before
+//! has made, and on nothing else:
+//!
+//! | step | meaning |
+//! |---|---|
+//! | `hidden` | the field is applied, as a whole |
+//! | `ReLU` | a layer without parameters that is no field: a function, such as `x.relu()` |
+//! | `a + b` | both are applied to the same input, and their outputs added |
+//! | <code>a &#124; b</code> | both are applied to the same input, and give a value each |
+//! | `_` | what arrives, unchanged: `_ + block` is a skip |
+//! | `..` | anything else: lopt does not look into it |
+//! | `(a, b)` | steps in parentheses, to stand in a sum or next to a <code>&#124;</code> |
+//!
+//! Fields are named once, in the order of the struct, and all are named, unless
+//! there is a `..` for the others to be used in. A layer that is applied more
+//! than once is not named. **The wiring is a promise**: nothing compares it with
+//! your code, and a false one gives wrong symmetries, with which no G.pt learns
+//! well. [`check_symmetry`] tests it on a model.
+//!
+//! A bare tensor is a field of type [`Parameter`](crate::nn::Parameter), which
+//! holds zeros at first, or the number in `#[lopt(init = 1.0)]`. It may be frozen
+//! or skipped as layers may, and is not named in the wiring: what it does to the
+//! units is part of a `..`.
+//!
+//! ```
+//! use dfdx::prelude::*;
+//! use lopt::network::check_symmetry;
+//! use lopt::nn::Parameter;
+//! use lopt::Network;
+//! use rand::SeedableRng;
+//!
+//! /// `output(relu(hidden(x)) + block(..))`, its logits divided by temperatures.
+//! #[lopt::network]
+//! #[lopt(forward(hidden, ReLU, _ + block, output, ..))]
+//! struct Net {
+//!     hidden: Linear<4, 8>,
+//!     block: Linear<8, 8>,
+//!     output: Linear<8, 3>,
+//!     #[lopt(init = 1.0)]
+//!     temperature: Parameter<Rank1<3>>,
+//! }
+//!
+//! impl<B: Dim, D: Device<f32>, T: Tape<f32, D>> Module<Tensor<(B, Const<4>), f32, D, T>>
+//!     for NetOn<f32, D>
+//! {
+//!     type Output = Tensor<(B, Const<3>), f32, D, T>;
+//!     type Error = D::Err;
+//!
+//!     fn try_forward(&self, x: Tensor<(B, Const<4>), f32, D, T>) -> Result<Self::Output, D::Err> {
+//!         let x = self.hidden.try_forward(x)?.try_relu()?;
+//!         let x = self.block.try_forward(x.with_empty_tape())?.try_add(x)?;
+//!         let x = self.output.try_forward(x)?;
+//!         let temperature = self.temperature.retaped::<T>().try_broadcast_like(&x)?;
+//!         x.try_div(temperature)
+//!     }
+//! }
+//!
+//! // Nothing behaves otherwise in training: `ModuleMut` is `Module`.
+//! impl<F0, F1, F2, F3> NonMutableModule for BuiltNet<F0, F1, F2, F3> {}
+//!
+//! let dev = Cpu::seed_from_u64(0);
+//! let model = dev.build_module::<Net, f32>();
+//! let inputs: Tensor<Rank2<16, 4>, f32, _> = dev.sample_normal();
+//! let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(0);
+//! check_symmetry(&model, &mut rng, |model| model.forward(inputs.clone()).as_vec())?;
+//! assert_eq!(Net::layout()?.groups()[0].name, "hidden");
+//! # Ok::<(), lopt::Error>(())
+//! ```
 
+mod check;
+#[doc(hidden)]
+pub mod fields;
+mod flat;
 mod layers;
 
+pub use check::check_symmetry;
+pub use flat::{flatten, unflatten};
+
 use dfdx::nn::{
-    BuildOnDevice, RecursiveWalker, TensorCollection, TensorOptions, TensorVisitor, ViewTensorMut,
-    ViewTensorName, ViewTensorRef,
+    BuildOnDevice, RecursiveWalker, TensorCollection, TensorOptions, TensorVisitor, ViewTensorName,
+    ViewTensorRef,
 };
-use dfdx::optim::UnusedTensors;
 use dfdx::shapes::{Dtype, HasShape, Shape};
-use dfdx::tensor::{Gradients, Storage, Tensor};
-use dfdx::tensor_ops::{Device, ReshapeTo};
+use dfdx::tensor::Tensor;
+use dfdx::tensor_ops::Device;
 
 use crate::layout::{Fingerprint, Layout, LayoutBuilder, LayoutError, Role};
 
@@ -231,7 +377,7 @@ where
 pub type Built<N, E, D> = <N as BuildOnDevice<D, E>>::Built;
 
 /// Why the parameters of a model could not be read or written.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NetworkError {
     /// The flat vector does not fit the model.
@@ -250,6 +396,20 @@ pub enum NetworkError {
         /// Positions of the tensor.
         expected: usize,
     },
+    /// Outputs depend on what should not matter: the layout, or the wiring that
+    /// was stated, is not that of the forward pass.
+    #[error(
+        "units of group `{group}` are not free to move: outputs of at most {largest} change by \
+         {change}, expected no change"
+    )]
+    Symmetry {
+        /// Name of the group: the layer that produces its units.
+        group: String,
+        /// Largest change of an output.
+        change: f64,
+        /// Largest output.
+        largest: f64,
+    },
     /// The device failed.
     #[error("the model's device failed: {message}")]
     Device {
@@ -262,63 +422,6 @@ impl NetworkError {
     pub(crate) fn device(error: impl std::fmt::Display) -> Self {
         Self::Device { message: error.to_string() }
     }
-}
-
-/// Trainable parameters of a model as one vector: tensors in definition order,
-/// each in the logical order of its values.
-///
-/// Bits are kept, also those of NaNs and subnormal numbers. Tensors that dfdx's
-/// optimizers leave alone, such as running statistics, are left out.
-///
-/// # Errors
-/// None with dfdx's own devices.
-///
-/// # Examples
-/// ```
-/// use dfdx::prelude::*;
-/// use lopt::network::{flatten, unflatten};
-///
-/// let dev = Cpu::default();
-/// let mut model = dev.build_module::<Linear<2, 3>, f32>();
-/// let mut flat = flatten(&model)?;
-/// flat[6] = 0.5; // first value of the bias, after 2 times 3 weights
-/// unflatten(&mut model, &flat)?;
-/// assert_eq!(model.bias.array()[0], 0.5);
-/// # Ok::<(), lopt::Error>(())
-/// ```
-pub fn flatten<M, E, D>(model: &M) -> Result<Vec<E>, NetworkError>
-where
-    M: TensorCollection<E, D>,
-    E: Dtype,
-    D: Device<E>,
-{
-    let mut reader = Reader { values: Vec::new() };
-    M::iter_tensors(&mut RecursiveWalker { m: model, f: &mut reader })?;
-    Ok(reader.values)
-}
-
-/// Writes a flat vector into a model: the inverse of [`flatten`].
-///
-/// Tensors keep their identity, so gradients and optimizers that belong to the
-/// model stay valid. Clones of the model that were taken before are not changed.
-///
-/// # Errors
-/// If `flat` has another length than the model has parameters, or a tensor
-/// cannot hold a value for each position. The model is unchanged then.
-pub fn unflatten<M, E, D>(model: &mut M, flat: &[E]) -> Result<(), NetworkError>
-where
-    M: TensorCollection<E, D>,
-    E: Dtype,
-    D: Device<E>,
-{
-    let mut planner = Planner { orders: Vec::new(), length: 0 };
-    M::iter_tensors(&mut RecursiveWalker { m: (&*model, String::new()), f: &mut planner })?;
-    if planner.length != flat.len() {
-        return Err(LayoutError::Length { found: flat.len(), expected: planner.length }.into());
-    }
-    let mut writer = Writer { rest: flat, orders: planner.orders.into_iter() };
-    M::iter_tensors(&mut RecursiveWalker { m: model, f: &mut writer })?;
-    Ok(())
 }
 
 struct Lister {
@@ -336,135 +439,10 @@ impl<E: Dtype, D: Device<E>> TensorVisitor<E, D> for Lister {
         options: TensorOptions<S, E, D>,
         (tensor, name): (&Tensor<S, E, D>, String),
     ) -> Result<Option<Tensor<S, E, D>>, NetworkError> {
-        if options.do_gradient_update {
+        if flat::is_flat(&options) {
             let shape = tensor.shape().concrete();
             self.builder.tensor(&name, shape.as_ref(), Role::Other);
         }
         Ok(None)
     }
-}
-
-struct Reader<E> {
-    values: Vec<E>,
-}
-
-impl<E: Dtype, D: Device<E>> TensorVisitor<E, D> for Reader<E> {
-    type Viewer = ViewTensorRef;
-    type Err = NetworkError;
-    type E2 = E;
-    type D2 = D;
-
-    fn visit<S: Shape>(
-        &mut self,
-        options: TensorOptions<S, E, D>,
-        tensor: &Tensor<S, E, D>,
-    ) -> Result<Option<Tensor<S, E, D>>, NetworkError> {
-        if options.do_gradient_update {
-            self.values.extend(tensor.as_vec());
-        }
-        Ok(None)
-    }
-}
-
-/// Finds out how to write, before anything is written.
-struct Planner {
-    orders: Vec<Option<Vec<usize>>>,
-    length: usize,
-}
-
-impl<E: Dtype, D: Device<E>> TensorVisitor<E, D> for Planner {
-    type Viewer = (ViewTensorRef, ViewTensorName);
-    type Err = NetworkError;
-    type E2 = E;
-    type D2 = D;
-
-    fn visit<S: Shape>(
-        &mut self,
-        options: TensorOptions<S, E, D>,
-        (tensor, name): (&Tensor<S, E, D>, String),
-    ) -> Result<Option<Tensor<S, E, D>>, NetworkError> {
-        if options.do_gradient_update {
-            self.orders.push(storage_order(tensor, name)?);
-            self.length += tensor.shape().num_elements();
-        }
-        Ok(None)
-    }
-}
-
-struct Writer<'a, E> {
-    rest: &'a [E],
-    orders: std::vec::IntoIter<Option<Vec<usize>>>,
-}
-
-impl<E: Dtype, D: Device<E>> TensorVisitor<E, D> for Writer<'_, E> {
-    type Viewer = ViewTensorMut;
-    type Err = NetworkError;
-    type E2 = E;
-    type D2 = D;
-
-    fn visit<S: Shape>(
-        &mut self,
-        options: TensorOptions<S, E, D>,
-        tensor: &mut Tensor<S, E, D>,
-    ) -> Result<Option<Tensor<S, E, D>>, NetworkError> {
-        if options.do_gradient_update {
-            let (values, rest) = self.rest.split_at(tensor.shape().num_elements());
-            self.rest = rest;
-            match self.orders.next().flatten() {
-                None => tensor.copy_from(values),
-                Some(order) => {
-                    let mut stored = vec![E::default(); values.len()];
-                    for (&position, &value) in order.iter().zip(values) {
-                        stored[position] = value;
-                    }
-                    tensor.copy_from(&stored);
-                }
-            }
-        }
-        Ok(None)
-    }
-}
-
-/// For each logical position of a tensor, where its value is stored; `None` if
-/// both orders are the same.
-///
-/// dfdx reads values in logical order (`as_vec`) and writes them in that of
-/// memory (`copy_from`), and its strides are private. So where a tensor was
-/// permuted, the order is found by writing numbers and reading them back.
-fn storage_order<S: Shape, E: Dtype, D: Device<E>>(
-    tensor: &Tensor<S, E, D>,
-    name: String,
-) -> Result<Option<Vec<usize>>, NetworkError> {
-    let contiguous = tensor.clone().try_contiguous().map_err(NetworkError::device)?;
-    let mut ids = UnusedTensors::default();
-    ids.add(tensor);
-    ids.add(&contiguous);
-    // `try_contiguous` makes a new tensor unless it already is contiguous.
-    if ids.ids[0] == ids.ids[1] {
-        return Ok(None);
-    }
-    let expected = tensor.shape().num_elements();
-    let mut storage = Gradients::leaky();
-    let storage = storage.get_or_alloc_mut(tensor).map_err(NetworkError::device)?;
-    let stored = Storage::<E>::len(tensor.device(), storage);
-    if stored != expected {
-        return Err(NetworkError::SharedStorage { tensor: name, stored, expected });
-    }
-    // One digit at a time: every dtype can hold the numbers up to `BASE`.
-    const BASE: usize = 64;
-    let digits: Vec<E> = std::iter::successors(Some(E::default()), |&digit| Some(digit + E::ONE))
-        .take(BASE)
-        .collect();
-    let mut order = vec![0; expected];
-    let mut scratch = tensor.clone();
-    let mut unit = 1;
-    while unit < expected {
-        let written: Vec<E> = (0..expected).map(|i| digits[i / unit % BASE]).collect();
-        scratch.copy_from(&written);
-        for (position, digit) in order.iter_mut().zip(scratch.as_vec()) {
-            *position += unit * digit.to_usize().unwrap_or_default();
-        }
-        unit *= BASE;
-    }
-    Ok(Some(order))
 }

@@ -57,20 +57,38 @@ impl Symmetry {
     /// Uniformly random permutations, one for each group, and uniformly random
     /// signs for the units of each [odd](crate::layout::UnitGroup::odd) group.
     pub fn sample(&self, rng: &mut impl Rng) -> Transformation {
+        self.sample_where(|_| true, rng)
+    }
+
+    /// As [`sample`](Self::sample), for the units of one group only.
+    ///
+    /// # Panics
+    /// If there are not as many groups.
+    pub fn sample_group(&self, group: usize, rng: &mut impl Rng) -> Transformation {
+        let groups = self.layout.groups().len();
+        assert!(group < groups, "group {group}, expected one of {groups}");
+        self.sample_where(|g| g == group, rng)
+    }
+
+    fn sample_where(&self, chosen: impl Fn(usize) -> bool, rng: &mut impl Rng) -> Transformation {
         let groups = self.layout.groups();
         let permutations: Vec<Vec<usize>> = groups
             .iter()
-            .map(|group| {
+            .enumerate()
+            .map(|(index, group)| {
                 let mut order: Vec<usize> = (0..group.units).collect();
-                order.shuffle(rng);
+                if chosen(index) {
+                    order.shuffle(rng);
+                }
                 order
             })
             .collect();
         // After all permutations, which signs leave as they were without them.
         let flips: Vec<Vec<bool>> = groups
             .iter()
-            .map(|group| {
-                let units = if group.odd { group.units } else { 0 };
+            .enumerate()
+            .map(|(index, group)| {
+                let units = if group.odd && chosen(index) { group.units } else { 0 };
                 (0..units).map(|_| rng.gen()).collect()
             })
             .collect();

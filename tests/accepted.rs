@@ -2,6 +2,8 @@
 //! could be. What it rejects is in `ui`.
 
 mod accepted {
+    mod forward;
+    mod images;
     mod own_layer;
     mod parameters;
     mod without_imports;

@@ -52,7 +52,17 @@ fn strings(arguments: &[String]) -> Vec<&str> {
 fn every_command_explains_itself() {
     assert!(succeeds(&["--help"]).contains("lopt compare digits"));
     assert!(succeeds(&["--version"]).contains(env!("CARGO_PKG_VERSION")));
-    for command in ["compare", "record", "train", "eval", "sample", "inspect"] {
+    for command in [
+        "compare",
+        "record",
+        "train",
+        "eval",
+        "initialisations",
+        "diversity",
+        "walk",
+        "sample",
+        "inspect",
+    ] {
         let help = succeeds(&[command, "--help"]);
         for part in ["Usage:", "Examples:", "--json", "--threads"] {
             assert!(help.contains(part), "{command} lacks {part}:\n{help}");
@@ -71,9 +81,20 @@ fn wrong_arguments_end_with_two() {
     assert!(fails(&["compare", "--threads", "0"], 2).contains("--threads"));
     assert!(fails(&["compare", "--networks", "-1"], 2).contains("-1 is not in 1.."));
     assert!(fails(&["compare", "--prompt", "nan"], 2).contains("expected a finite number"));
+    assert!(fails(&["walk", "--frames", "2"], 2).contains("--frames"));
+    assert!(fails(&["diversity", "--samples", "1"], 2).contains("--samples"));
+    assert!(fails(&["initialisations", "--updates", "0"], 2).contains("--updates"));
     let late =
         ["record", "digits", "--out", "x", "--runs", "2", "--start-from", "y", "--from-run", "2"];
     assert!(fails(&late, 2).contains("--from-run is 2"));
+    assert!(!Path::new("x").exists());
+    assert!(fails(&["compare", "mnist", "--data", "."], 1).contains("train-images-idx3-ubyte"));
+}
+
+#[test]
+fn data_and_weights_that_a_task_needs_are_asked_for() {
+    assert!(fails(&["record", "mnist", "--out", "x"], 1).contains("`--data FOLDER`"));
+    assert!(fails(&["eval", "digits", "--data", "."], 1).contains("leave `--data` out"));
     assert!(!Path::new("x").exists());
 }
 
@@ -95,7 +116,7 @@ fn what_goes_wrong_is_said_with_its_cause() {
         assert!(error.contains("to 2^20"), "{error}");
     }
     let place = folder.path().to_str().unwrap();
-    for command in ["compare", "eval", "sample"] {
+    for command in ["compare", "eval", "initialisations", "diversity", "walk", "sample"] {
         let error = fails(&[command, "digits", "--out", place], 1);
         assert!(error.contains("is a folder, expected a file"), "{error}");
     }
@@ -217,6 +238,92 @@ fn the_whole_path_at_toy_scale() {
     assert!(succeeds(&again).contains("after 1 updates"));
 }
 
+/// A figure that stands alone, and a report, of a command with the bundled weights.
+fn drawn(command: &[&str], folder: &Path) -> (Value, String) {
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let (report, figure) = (path("report.html"), path("figure.svg"));
+    let mut arguments = command.to_vec();
+    arguments.extend(["--json", "--out", &report, "--figure", &figure]);
+    let result = json(&arguments);
+    assert_eq!(
+        (&result["task"], &result["weights"]),
+        (&"digits".into(), &"bundled with lopt".into())
+    );
+    let page = std::fs::read_to_string(&report).unwrap();
+    assert!(page.contains("</html>") && page.contains("<svg") && !page.contains("<script"));
+    let figure = std::fs::read_to_string(&figure).unwrap();
+    assert!(figure.starts_with("<svg") && figure.trim_end().ends_with("</svg>"));
+    (result, figure)
+}
+
+#[test]
+fn updates_in_a_row_recover_from_unseen_initialisations() {
+    let folder = tempfile::tempdir().unwrap();
+    let command = ["initialisations", "digits", "--networks", "8", "--updates", "2"];
+    let (result, figure) = drawn(&command, folder.path());
+    let kinds = result["kinds"].as_array().unwrap();
+    let names: Vec<_> = kinds.iter().map(|kind| kind["initialisation"].as_str().unwrap()).collect();
+    let expected =
+        ["own", "kaiming_normal", "xavier_uniform", "orthogonal", "scaled_0.5", "scaled_2"];
+    assert_eq!(names, expected);
+    for kind in kinds {
+        let loss = |k: usize| kind["after"][k]["test_loss"].as_f64().unwrap();
+        assert!(loss(0) > 2.0 && loss(1) < 0.5 * loss(0) && loss(2) < 1.1 * loss(1), "{kind}");
+    }
+    assert!(
+        kinds[1]["after"][0]["test_loss"].as_f64() > kinds[0]["after"][0]["test_loss"].as_f64()
+    );
+    assert!(figure.contains("Kaiming normal"));
+    let text = succeeds(&[&command[..], &["--out", "/dev/null", "--quiet"]].concat());
+    assert!(text.contains("orthogonal") && text.contains("updates to match"), "{text}");
+}
+
+#[test]
+fn samples_are_compared_with_trainings() {
+    let folder = tempfile::tempdir().unwrap();
+    let command = ["diversity", "digits", "--samples", "3", "--trainings", "2", "--landscape", "4"];
+    let (result, figure) = drawn(&command, folder.path());
+    let groups = result["groups"].as_array().unwrap();
+    let causes: Vec<_> = groups.iter().map(|group| group["cause"].as_str().unwrap()).collect();
+    assert_eq!(causes, ["noise", "order", "start"]);
+    for (group, networks) in groups.iter().zip([3, 2, 3]) {
+        assert_eq!(group["values"].as_array().unwrap().len(), networks);
+        assert!(group["validation_loss"].as_f64() < Some(0.5), "{group}");
+        assert!(group["apart"].as_f64() > Some(0.0), "noise, order and start each matter");
+    }
+    assert_eq!(result["landscape"]["values"].as_array().unwrap().len(), 16);
+    assert!(figure.contains("data:image/png;base64,"));
+    let without = [&command[..4], &["--trainings", "0", "--out", "/dev/null", "--json"]].concat();
+    assert_eq!(json(&without)["groups"].as_array().unwrap().len(), 2);
+    let one = [&command[..4], &["--trainings", "1", "--out", "/dev/null"]].concat();
+    assert!(fails(&one, 1).contains("`trainings` is 1, expected 0, or at least 2"));
+}
+
+#[test]
+fn a_walk_is_closed_and_keeps_the_prompt() {
+    let folder = tempfile::tempdir().unwrap();
+    let strip = folder.path().join("strip.svg");
+    let strip = strip.to_str().unwrap();
+    let command = ["walk", "digits", "--frames", "12", "--prompt", "0.3", "--strip", strip];
+    let (result, figure) = drawn(&command, folder.path());
+    let losses = result["course"]["validation_loss"].as_array().unwrap();
+    assert_eq!(losses.len(), 12);
+    for loss in losses {
+        assert!((loss.as_f64().unwrap() - 0.3).abs() < 0.15, "{losses:?}");
+    }
+    assert!(result["step"].as_f64() > Some(0.0));
+    assert!(result["step"].as_f64() < result["across"].as_f64());
+    assert_eq!(result["filters"]["shape"], serde_json::json!([1, 8, 8]));
+    assert_eq!(figure.matches("repeatCount=\"indefinite\"").count(), 8);
+    assert!(std::fs::read_to_string(strip).unwrap().contains("300°"));
+
+    let starts = [&command[..6], &["--starts", "--out", "/dev/null", "--json"]].concat();
+    let moved = json(&starts);
+    assert!(moved["step"].as_f64() > result["step"].as_f64());
+    let random = [&command[..6], &["--sampler", "ddpm", "--out", "/dev/null"]].concat();
+    assert!(fails(&random, 1).contains("expected DDIM"));
+}
+
 #[cfg(unix)]
 mod interrupted {
     use std::process::{Child, Stdio};
@@ -314,6 +421,19 @@ mod interrupted {
             all
         };
         assert!(tensors(&out) == tensors(&whole));
+    }
+
+    #[test]
+    fn a_diversity_that_is_ended_writes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("report.html");
+        let name = out.to_str().unwrap();
+        let long = ["diversity", "digits", "--trainings", "100000", "--out", name];
+        let begin = Instant::now();
+        let output = interrupt(start(&long), || begin.elapsed() > Duration::from_secs(2));
+        assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains("nothing was written"));
+        assert!(!out.exists());
     }
 
     #[test]

@@ -2,12 +2,15 @@
 
 use std::collections::HashSet;
 
-use proc_macro2::{Ident, Span, TokenStream, TokenTree};
+use proc_macro2::{Ident, Span, TokenStream};
 use quote::{format_ident, quote, quote_spanned};
 use syn::spanned::Spanned;
-use syn::{parse_quote, parse_quote_spanned, GenericParam, Type};
+use syn::{parse_quote, parse_quote_spanned, GenericParam};
 
-use crate::parse::{Layer, Network};
+use crate::attributes::Forward;
+use crate::describe::describe;
+use crate::parse::{Field, Network};
+use crate::wiring::{Part, Wiring};
 
 /// dfdx implements its visitors for tuples of at most this many fields.
 const TUPLE: usize = 6;
@@ -16,15 +19,21 @@ const TUPLE: usize = 6;
 pub fn expand(network: &Network) -> TokenStream {
     let config = &network.item;
     let built = Built::new(network);
-    let parts = [
+    let mut parts = vec![
         built.definition(),
         built.tensor_collection(),
-        built.forward(&format_ident!("Module"), &format_ident!("try_forward"), false),
-        built.forward(&format_ident!("ModuleMut"), &format_ident!("try_forward_mut"), true),
         built.layer(),
         build_on_device(network, &built),
         config_layer(network),
     ];
+    match &network.forward {
+        Forward::Sequence => parts.extend([
+            built.forward(&format_ident!("Module"), &format_ident!("try_forward"), false),
+            built.forward(&format_ident!("ModuleMut"), &format_ident!("try_forward_mut"), true),
+        ]),
+        Forward::Unknown => parts.push(built.alias()),
+        Forward::Wired(wiring) => parts.extend([built.alias(), no_parameters(wiring)]),
+    }
     quote! {
         #[allow(dead_code)]
         #config
@@ -44,12 +53,8 @@ struct Built<'a> {
 impl<'a> Built<'a> {
     fn new(network: &'a Network) -> Self {
         let ident = format_ident!("Built{}", network.ident());
-        let types = (0..network.layers.len()).map(|i| format_ident!("F{i}")).collect();
+        let types = (0..network.fields.len()).map(|i| format_ident!("F{i}")).collect();
         Self { network, ident, types }
-    }
-
-    fn fields(&self) -> impl Iterator<Item = &'a Ident> {
-        self.network.layers.iter().map(|layer| &layer.ident)
     }
 
     fn definition(&self) -> TokenStream {
@@ -60,8 +65,8 @@ impl<'a> Built<'a> {
              device.",
             network.ident()
         );
-        let fields = network.layers.iter().zip(types).map(|(layer, ty)| {
-            let Layer { attributes, visibility, ident, .. } = layer;
+        let fields = network.fields.iter().zip(types).map(|(field, ty)| {
+            let Field { attributes, visibility, ident, .. } = field;
             let kept = attributes.iter().filter(|attribute| {
                 ["doc", "deprecated", "allow"].iter().any(|name| attribute.path().is_ident(name))
             });
@@ -75,23 +80,62 @@ impl<'a> Built<'a> {
         }
     }
 
+    /// The built struct for a dtype and a device, to write in the header of an
+    /// `impl`, where `lopt::network::Built` cannot stand.
+    fn alias(&self) -> TokenStream {
+        let Self { network, ident, .. } = self;
+        let taken = network.words();
+        let (element, device) = (fresh("E", &taken), fresh("D", &taken));
+        let parameters = network.generics().params.iter().map(|parameter| match parameter {
+            GenericParam::Const(constant) => {
+                let (ident, ty) = (&constant.ident, &constant.ty);
+                quote!(const #ident: #ty)
+            }
+            GenericParam::Type(ty) => {
+                let ident = &ty.ident;
+                quote!(#ident)
+            }
+            GenericParam::Lifetime(lifetime) => quote!(#lifetime),
+        });
+        let layers = built_types(network, &element, &device);
+        let visibility = &network.item.vis;
+        let alias = format_ident!("{}On", network.ident());
+        let docs = format!(
+            "[`{ident}`] for a dtype and a device: the type to implement dfdx's `Module` for."
+        );
+        quote! {
+            #[doc = #docs]
+            #[allow(dead_code)]
+            #visibility type #alias<#(#parameters,)* #element, #device> = #ident<#(#layers),*>;
+        }
+    }
+
     fn tensor_collection(&self) -> TokenStream {
         let Self { network, ident, types } = self;
-        let names = network.layers.iter().map(|layer| &layer.name);
-        let fields: Vec<_> = self.fields().collect();
-        let visits = names.zip(&fields).map(|(name, field)| {
-            quote!(Self::module(#name, |built| &built.#field, |built| &mut built.#field))
+        let bounds = network.fields.iter().zip(types).map(|(field, ty)| {
+            let role = if field.is_parameter() { "BuiltTensor" } else { "TensorCollection" };
+            let role = format_ident!("{role}");
+            quote!(#ty: ::lopt::__private::#role<E, D>)
         });
-        let visits = nest(visits.collect());
+        let visits = nest(network.fields.iter().map(visit).collect());
         let values: Vec<_> =
             (0..types.len()).map(|i| Ident::new(&format!("f{i}"), Span::mixed_site())).collect();
         let pattern = nest(values.iter().map(|value| quote!(#value)).collect());
+        let fields = network.fields.iter().zip(types.iter().zip(&values));
+        let fields = fields.map(|(field, (ty, value))| {
+            let name = &field.ident;
+            if field.is_parameter() {
+                quote!(#name: <#ty as ::lopt::__private::BuiltTensor<E, D>>::new(#value))
+            } else {
+                quote!(#name: #value)
+            }
+        });
         quote! {
             #[automatically_derived]
             impl<
                 E: ::lopt::__private::Dtype,
                 D: ::lopt::__private::Device<E>,
-                #(#types: ::lopt::__private::TensorCollection<E, D>),*
+                #(#bounds),*
             > ::lopt::__private::TensorCollection<E, D> for #ident<#(#types),*> {
                 type To<E2: ::lopt::__private::Dtype, D2: ::lopt::__private::Device<E2>> =
                     #ident<#(#types::To<E2, D2>),*>;
@@ -105,28 +149,48 @@ impl<'a> Built<'a> {
                     ::lopt::__private::ModuleVisitor::visit_fields(
                         visitor,
                         #visits,
-                        |#pattern| #ident { #(#fields: #values),* },
+                        |#pattern| #ident { #(#fields),* },
                     )
                 }
             }
         }
     }
 
-    /// The layers one after the other. `X1`, `X2`, ... are what each one hands
+    /// The layers one after the other. `X0`, `X1`, ... are what each one hands
     /// to the next.
     fn forward(&self, module: &Ident, method: &Ident, mutable: bool) -> TokenStream {
-        let Self { ident, types, .. } = self;
-        let passed: Vec<_> = (0..=types.len()).map(|i| format_ident!("X{i}")).collect();
-        let input = &passed[0];
-        let output = &passed[types.len()];
-        let bounds = types.iter().enumerate().map(|(i, ty)| {
-            let (from, to) = (&passed[i], &passed[i + 1]);
-            quote!(#ty: ::lopt::__private::#module<#from, Output = #to, Error = X>)
-        });
+        let Self { network, ident, types } = self;
         let (this, borrow) =
             if mutable { (quote!(&mut self), quote!(&mut)) } else { (quote!(&self), quote!(&)) };
         let value = Ident::new("value", Span::mixed_site());
-        let fields = self.fields();
+        let mut passed = vec![format_ident!("X0")];
+        let mut bounds = Vec::new();
+        let mut steps = Vec::new();
+        for (field, ty) in network.fields.iter().zip(types) {
+            let from = passed[passed.len() - 1].clone();
+            let name = &field.ident;
+            let apply = quote!(::lopt::__private::#module::#method(#borrow self.#name, #value)?);
+            let to = format_ident!("X{}", passed.len());
+            bounds.push(quote_spanned! {at(&field.ty)=>
+                #ty: ::lopt::__private::#module<#from, Output = #to, Error = X>
+            });
+            if field.options.residual.is_some() {
+                bounds.push(quote_spanned! {at(&field.ty)=>
+                    #from: ::lopt::__private::WithEmptyTape,
+                    #to: ::lopt::__private::ResidualOutput<#from, Err = X>
+                });
+                let skip = Ident::new("skip", Span::mixed_site());
+                steps.push(quote! {
+                    let #skip = #value;
+                    let #value = ::lopt::__private::WithEmptyTape::with_empty_tape(&#skip);
+                    let #value = ::lopt::__private::ResidualOutput::add(#apply, #skip)?;
+                });
+            } else {
+                steps.push(quote!(let #value = #apply;));
+            }
+            passed.push(to);
+        }
+        let (input, output) = (&passed[0], &passed[passed.len() - 1]);
         quote! {
             #[automatically_derived]
             impl<#(#passed,)* X: ::lopt::__private::Debug, #(#types),*>
@@ -141,10 +205,7 @@ impl<'a> Built<'a> {
                     #this,
                     #value: #input,
                 ) -> ::lopt::__private::Result<Self::Output, Self::Error> {
-                    #(
-                        let #value =
-                            ::lopt::__private::#module::#method(#borrow self.#fields, #value)?;
-                    )*
+                    #(#steps)*
                     ::lopt::__private::Result::Ok(#value)
                 }
             }
@@ -153,36 +214,86 @@ impl<'a> Built<'a> {
 
     fn layer(&self) -> TokenStream {
         let Self { network, ident, types } = self;
-        let body = layer_body(network, types.iter().map(|ty| quote!(#ty)));
+        let bounds = network.fields.iter().zip(types).map(|(field, ty)| {
+            let role = layer_trait(field);
+            quote!(#ty: ::lopt::__private::#role)
+        });
+        let body = layer_body(network, types.iter().map(|ty| quote!(#ty)).collect());
         quote! {
             #[automatically_derived]
-            impl<#(#types: ::lopt::__private::Layer),*> ::lopt::__private::Layer
-                for #ident<#(#types),*>
-            {
+            impl<#(#bounds),*> ::lopt::__private::Layer for #ident<#(#types),*> {
                 #body
             }
         }
     }
 }
 
+/// How dfdx's visitors come to a field.
+fn visit(field: &Field) -> TokenStream {
+    let Field { name, ident, options, .. } = field;
+    let frozen = options.frozen.is_some();
+    let visit = if field.is_parameter() {
+        let bits = options.init.map_or(0.0, |(_, value)| value).to_bits();
+        quote! {
+            Self::tensor(
+                #name,
+                |built| ::lopt::__private::BuiltTensor::get(&built.#ident),
+                |built| ::lopt::__private::BuiltTensor::get_mut(&mut built.#ident),
+                ::lopt::__private::filled::<#bits, _, _, _>(#frozen),
+            )
+        }
+    } else {
+        let get = quote!(#name, |built| &built.#ident, |built| &mut built.#ident);
+        match frozen {
+            true => quote!(::lopt::__private::FrozenField::new::<Self>(#get)),
+            false => quote!(Self::module(#get)),
+        }
+    };
+    match options.skip {
+        Some(_) => quote!(::lopt::__private::SkippedField(#visit)),
+        None => visit,
+    }
+}
+
+/// What the type of a field implements.
+fn layer_trait(field: &Field) -> Ident {
+    Ident::new(if field.is_parameter() { "BareTensor" } else { "Layer" }, at(&field.ty))
+}
+
+/// What dfdx builds from the type of each field.
+fn built_types<'a>(
+    network: &'a Network,
+    element: &'a Ident,
+    device: &'a Ident,
+) -> impl Iterator<Item = TokenStream> + 'a {
+    network.fields.iter().map(move |Field { ty, .. }| {
+        quote_spanned! {at(ty)=>
+            <#ty as ::lopt::__private::BuildOnDevice<#device, #element>>::Built
+        }
+    })
+}
+
 fn build_on_device(network: &Network, built: &Built) -> TokenStream {
-    let taken = words(network);
+    let taken = network.words();
     let element = fresh("E", &taken);
     let device = fresh("D", &taken);
     let mut generics = network.generics().clone();
     generics.params.push(parse_quote!(#element: ::lopt::__private::Dtype));
     generics.params.push(parse_quote!(#device: ::lopt::__private::Device<#element>));
     let clause = generics.make_where_clause();
-    for Layer { ty, .. } in &network.layers {
+    for field in &network.fields {
+        let ty = &field.ty;
         clause.predicates.push(parse_quote_spanned! {at(ty)=>
             #ty: ::lopt::__private::BuildOnDevice<#device, #element>
         });
-    }
-    let layers = network.layers.iter().map(|Layer { ty, .. }| {
-        quote_spanned! {at(ty)=>
-            <#ty as ::lopt::__private::BuildOnDevice<#device, #element>>::Built
+        if field.is_parameter() {
+            clause.predicates.push(parse_quote_spanned! {at(ty)=>
+                <#ty as ::lopt::__private::BuildOnDevice<#device, #element>>::Built:
+                    ::lopt::__private::BuiltTensor<#element, #device>
+            });
         }
-    });
+    }
+    let layers = built_types(network, &element, &device);
     let (parameters, _, clause) = generics.split_for_impl();
     let (_, arguments, _) = network.generics().split_for_impl();
     let (config, built) = (network.ident(), &built.ident);
@@ -199,27 +310,18 @@ fn build_on_device(network: &Network, built: &Built) -> TokenStream {
 
 fn config_layer(network: &Network) -> TokenStream {
     let mut generics = network.generics().clone();
-    let parameters: HashSet<String> = generics
-        .params
-        .iter()
-        .map(|parameter| match parameter {
-            GenericParam::Lifetime(lifetime) => lifetime.lifetime.ident.to_string(),
-            GenericParam::Type(ty) => ty.ident.to_string(),
-            GenericParam::Const(constant) => constant.ident.to_string(),
-        })
-        .collect();
     let clause = generics.make_where_clause();
-    for Layer { ty, .. } in &network.layers {
+    for field in &network.fields {
         // A bound that depends on no parameter would be checked here, apart
         // from the use below, and an error would be reported twice.
-        if mentions(ty, &parameters) {
-            clause.predicates.push(parse_quote_spanned!(at(ty)=> #ty: ::lopt::__private::Layer));
+        let ty = &field.ty;
+        if network.mentions_parameter(ty) {
+            let role = layer_trait(field);
+            clause.predicates.push(parse_quote_spanned!(at(ty)=> #ty: ::lopt::__private::#role));
         }
     }
-    let body = layer_body(
-        network,
-        network.layers.iter().map(|Layer { ty, .. }| quote_spanned!(at(ty)=> #ty)),
-    );
+    let types = network.fields.iter().map(|Field { ty, .. }| quote_spanned!(at(ty)=> #ty));
+    let body = layer_body(network, types.collect());
     let (parameters, arguments, clause) = generics.split_for_impl();
     let config = network.ident();
     quote! {
@@ -230,30 +332,44 @@ fn config_layer(network: &Network) -> TokenStream {
     }
 }
 
-/// Constant and description, from the types of the layers.
-fn layer_body(network: &Network, types: impl Iterator<Item = TokenStream>) -> TokenStream {
-    let types: Vec<_> = types.collect();
-    let names = network.layers.iter().map(|layer| &layer.name);
-    let counts = types
-        .iter()
-        .map(|ty| quote_spanned!(at(ty)=> <#ty as ::lopt::__private::Layer>::PARAMETERS));
-    let scopes = names.zip(&types).map(|(name, ty)| {
-        quote_spanned! {at(ty)=>
-            layout.scope(#name, <#ty as ::lopt::__private::Layer>::describe);
-        }
+/// Constant and description, from the types of the fields.
+fn layer_body(network: &Network, types: Vec<TokenStream>) -> TokenStream {
+    let flat = network.fields.iter().zip(&types).filter(|(field, _)| field.is_flat());
+    let counts = flat.map(|(field, ty)| {
+        let role = layer_trait(field);
+        quote_spanned!(at(ty)=> <#ty as ::lopt::__private::#role>::PARAMETERS)
     });
+    let description = describe(network, &types);
     quote! {
         const PARAMETERS: usize = 0 #(+ #counts)*;
 
         fn describe(layout: &mut ::lopt::__private::LayoutBuilder) {
-            #(#scopes)*
+            #description
         }
     }
 }
 
+/// Checks that the layers that a wiring names by their types have no
+/// parameters, which would be in no field.
+fn no_parameters(wiring: &Wiring) -> TokenStream {
+    const PROBLEM: &str = "a type in `forward(..)` stands for a function without parameters: make \
+                           the layer a field, and name that";
+    let layers = wiring.parts().into_iter().filter_map(|part| match part {
+        Part::Layer(ty) => Some(ty),
+        _ => None,
+    });
+    let checks = layers.map(|ty| {
+        quote_spanned! {at(ty)=>
+            const _: () =
+                ::core::assert!(<#ty as ::lopt::__private::Layer>::PARAMETERS == 0, #PROBLEM);
+        }
+    });
+    checks.collect()
+}
+
 /// Where errors about a type are reported; names mean there what they mean in
 /// the rest of the expansion.
-fn at(ty: &impl Spanned) -> Span {
+pub fn at(ty: &impl Spanned) -> Span {
     Span::call_site().located_at(ty.span())
 }
 
@@ -263,32 +379,6 @@ fn nest(mut items: Vec<TokenStream>) -> TokenStream {
         items = items.chunks(TUPLE).map(|chunk| quote!((#(#chunk,)*))).collect();
     }
     quote!((#(#items,)*))
-}
-
-/// Every word in the annotated struct.
-fn words(network: &Network) -> HashSet<String> {
-    let item = &network.item;
-    let mut words = HashSet::new();
-    collect(quote!(#item), &mut words);
-    words
-}
-
-fn mentions(ty: &Type, parameters: &HashSet<String>) -> bool {
-    let mut words = HashSet::new();
-    collect(quote!(#ty), &mut words);
-    !words.is_disjoint(parameters)
-}
-
-fn collect(tokens: TokenStream, words: &mut HashSet<String>) {
-    for token in tokens {
-        match token {
-            TokenTree::Ident(ident) => {
-                words.insert(ident.to_string());
-            }
-            TokenTree::Group(group) => collect(group.stream(), words),
-            TokenTree::Punct(_) | TokenTree::Literal(_) => {}
-        }
-    }
 }
 
 /// A parameter name that the annotated struct does not use.

@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 use lopt::eval::{evaluate, EvaluationConfig, UpdateConfig};
 use lopt::report::{evaluation_page, evaluation_table, prompting_figure};
-use serde_json::json;
 
 use super::optimizer::OptimizerArguments;
-use super::output::{check_target, print, print_json, write_file, Failure};
+use super::output::{check_target, print, write_file, Failure};
 use super::terminal::Terminal;
 
 /// Measure how well G.pt does what it is asked
@@ -81,12 +80,7 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
         write_file(path, prompting_figure(&evaluation)?.as_bytes())?;
     }
     if terminal.json {
-        let mut value = serde_json::to_value(&evaluation)?;
-        value["weights"] = json!(loaded.origin);
-        value["threads"] = json!(terminal.threads);
-        value["report"] = json!(arguments.out);
-        value["lopt"] = json!(env!("CARGO_PKG_VERSION"));
-        return print_json(&value);
+        return loaded.print_json(&evaluation, &arguments.out, terminal);
     }
     print(&format!(
         "{}\n\nprompt alignment {:.3} over {} prompts and {} networks\n\n{}\nReport: {}\n",

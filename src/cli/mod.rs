@@ -4,7 +4,9 @@
 //! 0 done, 1 failed, 2 wrong arguments, 130 interrupted.
 
 mod compare;
+mod diversity;
 mod eval;
+mod initialisations;
 mod inspect;
 mod optimizer;
 mod output;
@@ -12,6 +14,7 @@ mod record;
 mod sample;
 mod terminal;
 mod train;
+mod walk;
 
 use std::process::ExitCode;
 
@@ -70,6 +73,10 @@ enum Command {
     Record(record::Arguments),
     Train(train::Arguments),
     Eval(eval::Arguments),
+    #[command(alias = "initializations")]
+    Initialisations(initialisations::Arguments),
+    Diversity(diversity::Arguments),
+    Walk(walk::Arguments),
     Sample(sample::Arguments),
     Inspect(inspect::Arguments),
 }
@@ -89,6 +96,9 @@ pub fn main() -> ExitCode {
         Command::Record(arguments) => record::run(&arguments, &terminal),
         Command::Train(arguments) => train::run(&arguments, &terminal),
         Command::Eval(arguments) => eval::run(&arguments, &terminal),
+        Command::Initialisations(arguments) => initialisations::run(&arguments, &terminal),
+        Command::Diversity(arguments) => diversity::run(&arguments, &terminal),
+        Command::Walk(arguments) => walk::run(&arguments, &terminal),
         Command::Sample(arguments) => sample::run(&arguments, &terminal),
         Command::Inspect(arguments) => inspect::run(&arguments, &terminal),
     });

@@ -8,8 +8,10 @@ use lopt::eval::{EvalError, Subject};
 use lopt::gpt::{Gpt, GptConfig, Pretrained, SamplerConfig, SamplerKind, Weights};
 use lopt::report::Provenance;
 use lopt::tasks::{by_name, Task};
+use serde::Serialize;
+use serde_json::json;
 
-use super::output::{command_line, Failure};
+use super::output::{command_line, print_json, Failure};
 use super::terminal::Terminal;
 
 /// Which weights, and how they are sampled.
@@ -114,14 +116,22 @@ impl Loaded {
             Ok(gpt.sample(request.start, request.current, request.target)?)
         };
         let mut subject = Subject { name: "G.pt", sample: &mut sample, metric, best_prompt };
-        let result = evaluation(self.task.as_ref(), &mut subject);
-        terminal.clear();
-        match result {
-            Err(EvalError::Cancelled) => {
-                Err(Failure::Interrupted("nothing was written, run it again".into()))
-            }
-            result => Ok(result?),
-        }
+        finish(evaluation(self.task.as_ref(), &mut subject), terminal)
+    }
+
+    /// Prints a result as JSON, with where it comes from and where its report is.
+    pub fn print_json(
+        &self,
+        result: &impl Serialize,
+        report: &Path,
+        terminal: &Terminal,
+    ) -> Result<(), Failure> {
+        let mut value = serde_json::to_value(result)?;
+        value["weights"] = json!(self.origin);
+        value["threads"] = json!(terminal.threads);
+        value["report"] = json!(report);
+        value["lopt"] = json!(env!("CARGO_PKG_VERSION"));
+        print_json(&value)
     }
 
     /// Where a report's figures come from.
@@ -171,6 +181,18 @@ impl Loaded {
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .to_vec()
+    }
+}
+
+/// Ends an evaluation: its progress bar, and with it the command where it was
+/// cancelled.
+pub fn finish<T>(result: Result<T, EvalError>, terminal: &Terminal) -> Result<T, Failure> {
+    terminal.clear();
+    match result {
+        Err(EvalError::Cancelled) => {
+            Err(Failure::Interrupted("nothing was written, run it again".into()))
+        }
+        result => Ok(result?),
     }
 }
 

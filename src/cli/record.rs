@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use lopt::checkpoints::{Precision, Progress, RecordOptions};
 use lopt::gpt::{Gpt, GptConfig};
-use lopt::metric::Split;
 use lopt::tasks::{
     by_name, image_sets, open_store, record, Moments, RecordingConfig, Schedule, Starts,
     TrainingConfig,
@@ -27,6 +26,7 @@ use super::terminal::Terminal;
 Examples:
   lopt record digits --out runs/digits
   lopt record digits --out runs/small --runs 500 --precision f16
+  lopt record mnist --data data-sets/mnist --out runs/mnist --precision f16
   lopt inspect runs/digits
 
 For updates in a row, record some runs from samples of a first G.pt:
@@ -94,9 +94,6 @@ pub struct Arguments {
     spacing: Option<f64>,
 }
 
-/// Epochs of the paper's trainings on MNIST.
-const PAPER_EPOCHS: usize = 25;
-
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Width {
     F32,
@@ -107,7 +104,7 @@ enum Width {
 enum Recipe {
     /// What the task's own weights were made from
     Short,
-    /// As the G.pt paper: 25 epochs of batch 128, 200 checkpoints at random steps
+    /// As the G.pt paper: 25 epochs (CIFAR-10: 50) of batch 128, 200 checkpoints at random steps
     Paper,
 }
 
@@ -147,7 +144,7 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
     let task = by_name(&arguments.task, arguments.data.as_deref())?;
     let defaults = match arguments.recipe {
         Recipe::Short => task.recording(),
-        Recipe::Paper => image_sets::paper(task.size(Split::Train), PAPER_EPOCHS),
+        Recipe::Paper => image_sets::paper(task.as_ref()),
     };
     let config = arguments.config(defaults);
     let precision = match arguments.precision {

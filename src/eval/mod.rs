@@ -12,16 +12,23 @@ pub mod alignment;
 pub mod baselines;
 pub mod comparison;
 pub mod curves;
+pub mod diversity;
+pub mod initialisations;
+pub mod plane;
 pub mod prompting;
 pub mod scores;
 pub mod updates;
+pub mod walk;
 
 pub use baselines::{Baseline, BaselineConfig, GridPoint};
 pub use comparison::{compare, Comparison, ComparisonConfig};
 pub use curves::Curve;
+pub use diversity::{diversity, Diversity, DiversityConfig};
+pub use initialisations::{initialisations, Initialisation, InitialisationConfig, Initialisations};
 pub use prompting::{evaluate, Evaluation, EvaluationConfig};
 pub use scores::{Estimate, Networks, Scores};
 pub use updates::{Subject, UpdateConfig};
+pub use walk::{walk, Walk, WalkConfig};
 
 use crate::optimizer::UpdateError;
 use crate::tasks::{SeedError, TaskError};

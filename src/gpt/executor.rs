@@ -499,6 +499,10 @@ impl<F: Float> Job<'_, F> {
             for (scalar, embedding) in scalars.zip(embeddings) {
                 embed(frequencies, scalar, embedding);
             }
+            if let Some(paths) = self.model.paths() {
+                let (row, products) = row.split_at_mut(row.len() - paths.len());
+                paths.compute(&row[size..2 * size], products);
+            }
         }
     }
 }

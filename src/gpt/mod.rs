@@ -10,6 +10,7 @@ mod executor;
 mod file;
 pub mod normalizer;
 mod optimizer;
+mod paths;
 pub mod sampler;
 pub mod schedule;
 mod tokens;

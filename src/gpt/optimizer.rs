@@ -10,8 +10,8 @@ use dfdx::tensor_ops::Device;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ConfigError, Executor, Inputs, Sampler, SamplerConfig, SeededNoise, Transformer, Weights,
-    WeightsError, DIFFUSION_STEPS,
+    ConfigError, Executor, Inputs, NoiseSource, Sampler, SamplerConfig, SeededNoise, Transformer,
+    Weights, WeightsError, DIFFUSION_STEPS,
 };
 use crate::engine::EngineError;
 use crate::network::{flatten, unflatten, Network};
@@ -63,6 +63,9 @@ pub enum SampleError {
         /// Values expected.
         expected: usize,
     },
+    /// Samples were asked for by their noise, but the sampler draws more on the way.
+    #[error("the sampler draws noise at every step, expected DDIM with eta 0 or DPM-Solver++")]
+    RandomSampler,
     /// The engine refused.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -289,6 +292,55 @@ impl Gpt {
         current: &[f64],
         target: &[f64],
     ) -> Result<Vec<f32>, UpdateError> {
+        self.check_rows(start, current, target)?;
+        let (mut samples, mut draws) = (Vec::with_capacity(start.len()), 0);
+        for batch in batches(start, current, target) {
+            samples.extend(self.draw(draws, &batch)?);
+            draws += 1;
+        }
+        self.draws = self.draws.wrapping_add(draws);
+        Ok(samples)
+    }
+
+    /// [`sample`](Self::sample) with noise of the caller's, which decides the
+    /// result: nearby noise gives nearby networks. The seed has no part in it.
+    ///
+    /// # Shapes
+    /// As [`sample`](Self::sample); `noise [N, P]` is from the standard normal
+    /// distribution.
+    ///
+    /// # Errors
+    /// As [`sample`](Self::sample), or if the sampler draws noise on the way.
+    pub fn sample_from_noise(
+        &mut self,
+        noise: &[f32],
+        start: &[f32],
+        current: &[f64],
+        target: &[f64],
+    ) -> Result<Vec<f32>, UpdateError> {
+        self.check_rows(start, current, target)?;
+        if noise.len() != start.len() {
+            let (found, expected) = (noise.len(), start.len());
+            return Err(SampleError::Length { buffer: "noise", found, expected }.into());
+        }
+        if !self.sampler.is_deterministic() {
+            return Err(SampleError::RandomSampler.into());
+        }
+        let mut samples = Vec::with_capacity(start.len());
+        for batch in batches(start, current, target) {
+            let own = &noise[samples.len()..][..batch.start.len()];
+            samples.extend(self.draw_from(&mut |x: &mut [f32]| x.copy_from_slice(own), &batch)?);
+        }
+        Ok(samples)
+    }
+
+    /// Checks what is sampled from.
+    fn check_rows(
+        &self,
+        start: &[f32],
+        current: &[f64],
+        target: &[f64],
+    ) -> Result<(), UpdateError> {
         let size = self.weights.header.layout.num_parameters();
         for (buffer, found, expected) in
             [("start", start.len(), size * current.len()), ("target", target.len(), current.len())]
@@ -298,27 +350,23 @@ impl Gpt {
             }
         }
         self.check_start(start)?;
-        for &metric in current {
-            check_feedback(metric)?;
-        }
-        for &asked in target {
-            check_prompt(asked)?;
-        }
-        let (mut samples, mut draws) = (Vec::with_capacity(start.len()), 0);
-        let metrics = current.chunks(MAX_BATCH).zip(target.chunks(MAX_BATCH));
-        for (start, (current, target)) in start.chunks(size * MAX_BATCH).zip(metrics) {
-            let (start, current, target) = (start.to_vec(), current.to_vec(), target.to_vec());
-            samples.extend(self.draw(draws, &Batch { start, current, target })?);
-            draws += 1;
-        }
-        self.draws = self.draws.wrapping_add(draws);
-        Ok(samples)
+        current.iter().try_for_each(|&metric| check_feedback(metric))?;
+        target.iter().try_for_each(|&asked| check_prompt(asked))
     }
 
     /// One sample for each row, with the noise of the batch that comes `ahead`
     /// after those that led to an update; the same until the next update.
     fn draw(&mut self, ahead: u64, batch: &Batch) -> Result<Vec<f32>, UpdateError> {
-        let noise = SeededNoise::new(self.config.seed, self.draws.wrapping_add(ahead));
+        let mut noise = SeededNoise::new(self.config.seed, self.draws.wrapping_add(ahead));
+        self.draw_from(&mut noise, batch)
+    }
+
+    /// One sample for each row, all of them finite.
+    fn draw_from(
+        &mut self,
+        noise: &mut dyn NoiseSource<f32>,
+        batch: &Batch,
+    ) -> Result<Vec<f32>, UpdateError> {
         let samples = self.engine.sample(&self.weights, &self.sampler, noise, batch)?;
         match samples.iter().position(|value| !value.is_finite()) {
             Some(index) => Err(UpdateError::NonFiniteResult { tensor: self.tensor(index) }),
@@ -522,6 +570,21 @@ struct Batch {
     target: Vec<f64>,
 }
 
+/// Rows in batches of at most [`MAX_BATCH`].
+fn batches<'a>(
+    start: &'a [f32],
+    current: &'a [f64],
+    target: &'a [f64],
+) -> impl Iterator<Item = Batch> + 'a {
+    let size = start.len() / current.len().max(1);
+    let metrics = current.chunks(MAX_BATCH).zip(target.chunks(MAX_BATCH));
+    start.chunks((size * MAX_BATCH).max(1)).zip(metrics).map(|(start, (current, target))| Batch {
+        start: start.to_vec(),
+        current: current.to_vec(),
+        target: target.to_vec(),
+    })
+}
+
 /// The executor, grown when a larger batch is asked for.
 struct Engine {
     model: Arc<Transformer>,
@@ -541,7 +604,7 @@ impl Engine {
         &mut self,
         weights: &Weights,
         sampler: &Sampler,
-        mut noise: SeededNoise,
+        noise: &mut dyn NoiseSource<f32>,
         batch: &Batch,
     ) -> Result<Vec<f32>, SampleError> {
         let rows = batch.current.len();
@@ -570,7 +633,7 @@ impl Engine {
             };
             executor.predict(&weights.parameters, &inputs, output)
         };
-        let mut sample = sampler.sample(&mut noise, start.len(), predict)?;
+        let mut sample = sampler.sample(noise, start.len(), predict)?;
         normalizer.unnormalize(&mut sample);
         Ok(sample)
     }
@@ -921,6 +984,37 @@ mod tests {
         gpt.sample(&start, &[f64::NAN], &[0.5]).unwrap_err();
         gpt.sample(&start, &[1.0], &[f64::INFINITY]).unwrap_err();
         assert_unharmed(&mut gpt, GptConfig::default());
+    }
+
+    #[test]
+    fn given_noise_decides_the_sample() {
+        use crate::gpt::{NoiseSource, SamplerKind};
+        let mut gpt = gpt(GptConfig::default());
+        let start: Vec<f32> = flatten(&model()).unwrap();
+        let (size, rows) = (start.len(), MAX_BATCH + 2);
+        let mut noise = vec![0.0f32; rows * size];
+        SeededNoise::new(0, 0).fill(&mut noise);
+        let many = (start.repeat(rows), vec![1.0; rows], (0..rows).map(|i| 0.1 + i as f64 / 100.0));
+        let targets: Vec<f64> = many.2.collect();
+        let samples = gpt.sample_from_noise(&noise, &many.0, &many.1, &targets).unwrap();
+        for row in [0, 1, rows - 1] {
+            let own = &noise[row * size..][..size];
+            let alone = gpt.sample_from_noise(own, &start, &[1.0], &targets[row..=row]).unwrap();
+            for (a, b) in alone.iter().zip(&samples[row * size..]) {
+                assert!((a - b).abs() < 1e-4, "row {row}: {a} {b}");
+            }
+        }
+        gpt.sample_from_noise(&noise[1..], &many.0, &many.1, &targets).unwrap_err();
+        let seeded = gpt.sample(&many.0, &many.1, &targets).unwrap();
+        assert_eq!(seeded[..MAX_BATCH * size], samples[..MAX_BATCH * size]);
+
+        let random = SamplerConfig { kind: SamplerKind::Ddpm, ..SamplerConfig::default() };
+        let config = GptConfig { sampler: Some(random), ..GptConfig::default() };
+        let mut gpt = self::gpt(config.clone());
+        let error = gpt.sample_from_noise(&noise[..size], &start, &[1.0], &[0.5]).unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.contains("expected DDIM"), "{cause}");
+        assert_unharmed(&mut gpt, config);
     }
 
     #[test]

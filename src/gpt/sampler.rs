@@ -275,6 +275,11 @@ impl Sampler {
         self.steps.iter().map(|step| step.timestep)
     }
 
+    /// Whether the noise that it starts from decides the sample: no step draws more.
+    pub fn is_deterministic(&self) -> bool {
+        self.steps.iter().all(|step| step.noise == 0.0)
+    }
+
     /// Makes `N` samples at once, from noise.
     ///
     /// `predict` gets `x_t`, the diffusion step, and where to write the model's
@@ -472,6 +477,15 @@ mod tests {
         assert!(error(ddim, 1000) < 2e-3);
         assert!(error(dpm, 1000) < 2e-3);
         assert!(error(dpm, 50) < 0.25 * error(ddim, 50), "second order is better");
+    }
+
+    #[test]
+    fn what_draws_noise_within_says_so() {
+        let deterministic = KINDS.map(|kind| {
+            let config = config(kind, 3, Spacing::Linspace);
+            Sampler::new(&config, 1000, Prediction::Start).unwrap().is_deterministic()
+        });
+        assert_eq!(deterministic, [false, true, false, true]);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Cuts the input of a G.pt into tokens, and joins its output.
 //!
 //! The input of one sample is one row of values: noised parameters, starting
-//! parameters, and the embedded scalars (timestep, difference of metrics and,
-//! with absolute conditioning, target and present metric). Every tokenization
+//! parameters, the embedded scalars (timestep, difference of metrics and, with
+//! absolute conditioning, target and present metric), and for networks with
+//! several unit groups the products along [`Paths`]. Every tokenization
 //! is the same thing: *classes* of tokens, each with a table of which values
 //! of that row go into which token. Tokens of a class share an encoder, as
 //! output tokens of a class share a decoder.
@@ -14,10 +15,11 @@
 //! `build_splits`.
 
 use super::config::{ConfigError, ModelConfig, Tokenization};
+use super::paths::{unit_of, Paths};
 use crate::layout::Layout;
 
 /// Most parameters of a network that can be cut: far more than fit into a sample.
-const MOST_PARAMETERS: usize = 1 << 26;
+pub(super) const MOST_PARAMETERS: usize = 1 << 26;
 /// Most tokens, but for the last pieces of tensors: attention needs their square.
 const MOST_TOKENS: usize = 1 << 16;
 
@@ -52,6 +54,8 @@ pub(crate) struct Tokens {
     pub positions: Vec<u32>,
     /// Length of the input row.
     pub input_len: usize,
+    /// What the end of the input row holds, if anything.
+    pub paths: Option<Paths>,
 }
 
 impl InputClass {
@@ -101,7 +105,7 @@ impl Tokens {
         let expected = format!("a tokenization into at most {MOST_TOKENS} tokens");
         ConfigError::check(least <= MOST_TOKENS, "tokens", &least, &expected)?;
         let tokens = match config.tokenization {
-            Tokenization::Units => units(layout, input_len)?,
+            Tokenization::Units => units(config.paths, layout, input_len)?,
             policy => reference(policy, layout, scalars, embedding, input_len),
         };
         Ok(tokens)
@@ -158,7 +162,7 @@ fn reference(
         .map(|piece| OutputClass { values: piece.len(), table: piece.collect() })
         .collect();
     let positions = (0..inputs.len() as u32).collect();
-    Tokens { inputs, outputs, positions, input_len }
+    Tokens { inputs, outputs, positions, input_len, paths: None }
 }
 
 /// Pieces of at most `length` of parts that follow each other.
@@ -178,16 +182,16 @@ fn pieces(parts: &[usize], length: usize) -> impl Iterator<Item = std::ops::Rang
 /// One token for every unit of every group, with everything that is attached to
 /// the unit; one for every tensor that is attached to none; one for all scalars.
 ///
-/// A tensor between two groups belongs to the group that produces it.
-fn units(layout: &Layout, input_len: usize) -> Result<Tokens, ConfigError> {
+/// A tensor between two groups belongs to the group that produces it. What its
+/// units are to the other group, and the other way round, is what [`Paths`] tell.
+fn units(with_paths: bool, layout: &Layout, input_len: usize) -> Result<Tokens, ConfigError> {
     if layout.groups().is_empty() {
         return Err(ConfigError::NoUnitGroups);
     }
     let parameters = layout.num_parameters() as u32;
-    // One list of positions for every unit, unit by unit in every group.
-    let mut groups: Vec<Vec<Vec<u32>>> =
-        layout.groups().iter().map(|group| vec![Vec::new(); group.units]).collect();
-    let mut others: Vec<Vec<Vec<u32>>> = Vec::new();
+    let mut groups: Vec<Vec<Unit>> =
+        layout.groups().iter().map(|group| vec![Unit::default(); group.units]).collect();
+    let mut others: Vec<Vec<Unit>> = Vec::new();
     for (index, tensor) in layout.tensors().iter().enumerate() {
         let axes = || {
             let groups = layout.groups().iter().enumerate();
@@ -200,35 +204,50 @@ fn units(layout: &Layout, input_len: usize) -> Result<Tokens, ConfigError> {
         };
         let owner = axes().find(own(true)).or_else(|| axes().find(own(false)));
         let Some((group, axis)) = owner else {
-            others.push(vec![tensor.range().map(|i| i as u32).collect()]);
+            let values = tensor.range().map(|i| i as u32).collect();
+            others.push(vec![Unit { values, ..Unit::default() }]);
             continue;
         };
-        let stride: usize = tensor.shape[axis.axis + 1..].iter().product();
-        let length = tensor.shape[axis.axis];
         for i in 0..tensor.num_elements() {
-            let unit = i / stride % length / axis.block;
-            groups[group][unit].push((tensor.offset + i) as u32);
+            groups[group][unit_of(tensor, axis, i)].values.push((tensor.offset + i) as u32);
         }
     }
-    groups.retain(|group| !group[0].is_empty());
+    let paths = if with_paths { Paths::new(layout)? } else { None };
+    let row_len = input_len + paths.as_ref().map_or(0, Paths::len);
+    for (group, span) in paths.iter().flat_map(Paths::spans) {
+        for (unit, token) in groups[*group].iter_mut().enumerate() {
+            token.paths.extend(span.unit(unit).map(|i| (input_len + i) as u32));
+        }
+    }
+    groups.retain(|group| !group[0].values.is_empty());
 
-    let mut tokens =
-        Tokens { inputs: Vec::new(), outputs: Vec::new(), positions: Vec::new(), input_len };
+    let (mut inputs, mut outputs, mut positions) = (Vec::new(), Vec::new(), Vec::new());
     for class in groups.into_iter().chain(others) {
-        let position = tokens.inputs.len() as u32;
-        tokens.positions.extend(std::iter::repeat_n(position, class.len()));
-        let values = class[0].len();
-        let both = |token: &Vec<u32>| {
-            token.iter().copied().chain(token.iter().map(|i| i + parameters)).collect::<Vec<_>>()
-        };
-        let table = class.iter().flat_map(both).collect();
-        tokens.inputs.push(InputClass { values: 2 * values, table, bias: false });
-        tokens.outputs.push(OutputClass { values, table: class.concat() });
+        let position = inputs.len() as u32;
+        positions.extend(std::iter::repeat_n(position, class.len()));
+        let mut table = Vec::new();
+        for unit in &class {
+            table.extend(&unit.values);
+            table.extend(unit.values.iter().map(|i| i + parameters));
+            table.extend(&unit.paths);
+        }
+        inputs.push(InputClass { values: table.len() / class.len(), table, bias: false });
+        let table = class.iter().flat_map(|unit| &unit.values).copied().collect();
+        outputs.push(OutputClass { values: class[0].values.len(), table });
     }
     let scalars: Vec<u32> = (2 * parameters..input_len as u32).collect();
-    tokens.positions.push(tokens.inputs.len() as u32);
-    tokens.inputs.push(InputClass { values: scalars.len(), table: scalars, bias: true });
-    Ok(tokens)
+    positions.push(inputs.len() as u32);
+    inputs.push(InputClass { values: scalars.len(), table: scalars, bias: true });
+    Ok(Tokens { inputs, outputs, positions, input_len: row_len, paths })
+}
+
+/// What the token of a unit holds.
+#[derive(Clone, Default)]
+struct Unit {
+    /// Positions in the flat vector of what is attached to the unit.
+    values: Vec<u32>,
+    /// Positions in the input row of its products along paths.
+    paths: Vec<u32>,
 }
 
 #[cfg(test)]
@@ -319,6 +338,47 @@ mod tests {
         let tokens = Tokens::new(&config(Tokenization::Units), &mlp(&[2, 3, 4, 1])).unwrap();
         let values: Vec<usize> = tokens.outputs.iter().map(|c| c.values).collect();
         assert_eq!(values, [2 + 1, 3 + 1 + 1, 1]);
+    }
+
+    #[test]
+    fn tokens_have_the_paths_of_their_units() {
+        let config = ModelConfig { paths: true, ..config(Tokenization::Units) };
+        let layout = mlp(&[2, 3, 4, 1]);
+        let tokens = Tokens::new(&config, &layout).unwrap();
+        let plain = Tokens::new(&ModelConfig { paths: false, ..config }, &layout).unwrap();
+        // To one output for the first group, from two inputs for the second.
+        let values = |tokens: &Tokens| tokens.inputs.iter().map(|c| c.values).collect::<Vec<_>>();
+        assert_eq!(values(&plain), [2 * 3, 2 * 5, 2, 20]);
+        assert_eq!(values(&tokens), [2 * 3 + 1, 2 * 5 + 2, 2, 20]);
+        assert_eq!(tokens.outputs, plain.outputs);
+        assert_eq!(tokens.positions, plain.positions);
+        let mut read: Vec<u32> = tokens.inputs.iter().flat_map(|c| c.table.clone()).collect();
+        read.sort_unstable();
+        read.dedup();
+        assert!(read.iter().all(|&i| (i as usize) < tokens.input_len));
+        assert_eq!(read.iter().filter(|&&i| i as usize >= plain.input_len).count(), 3 + 4 * 2);
+
+        let one = Tokens::new(&config, &mlp(&[2, 3, 1])).unwrap();
+        assert_eq!(
+            one,
+            Tokens::new(&ModelConfig { paths: false, ..config }, &mlp(&[2, 3, 1])).unwrap()
+        );
+    }
+
+    #[test]
+    fn a_convolutional_network_has_a_token_for_each_channel() {
+        let mut builder = LayoutBuilder::new();
+        builder.scope("a", |b| b.conv2d("Conv2D<3, 2>", 1, 16, 3, 1, true));
+        builder.unitwise("ReLU");
+        builder.scope("b", |b| b.conv2d("Conv2D<3>", 16, 32, 3, 1, true));
+        builder.pool_global("AvgPoolGlobal", true);
+        builder.scope("c", |b| b.linear(32, 10, true));
+        let tokens = Tokens::new(&ModelConfig::default(), &builder.finish().unwrap()).unwrap();
+        let outputs: Vec<usize> = tokens.outputs.iter().map(|c| c.values).collect();
+        assert_eq!(outputs, [9 + 1, 16 * 9 + 1 + 10, 10]);
+        let inputs: Vec<usize> = tokens.inputs.iter().map(|c| c.values).collect();
+        assert_eq!(inputs[..3], [2 * 10 + 10, 2 * 155 + 9, 20]);
+        assert_eq!(tokens.len(), 16 + 32 + 2);
     }
 
     #[test]

@@ -31,6 +31,7 @@ use self::parameters::{Initial, Places};
 use super::config::{ConfigError, ModelConfig};
 use super::diffusion::NoiseSchedule;
 use super::embedding;
+use super::paths::Paths;
 use super::tokens::Tokens;
 use super::DIFFUSION_STEPS;
 use crate::engine::Float;
@@ -84,6 +85,8 @@ impl Transformer {
         limit("decoder_depth", config.decoder_depth, 1 << 6)?;
         limit("frequencies", config.frequencies, 1 << 16)?;
         let tokens = Tokens::new(&config, layout)?;
+        // What makes no difference is no difference between two models.
+        let config = ModelConfig { paths: tokens.paths.is_some(), ..config };
         let (places, specs, initial, num_parameters) = parameters::place(&config, &tokens)?;
         let frequencies = embedding::frequencies(config.frequencies, config.max_frequency_log2);
         let schedule = NoiseSchedule::linear(DIFFUSION_STEPS)?;
@@ -106,6 +109,11 @@ impl Transformer {
     pub(crate) fn signal_scale(&self, timestep: f64) -> f64 {
         let index = (timestep.max(0.0) as usize).min(self.signal.len() - 1);
         self.signal[index]
+    }
+
+    /// What the end of an input row is computed with.
+    pub(crate) fn paths(&self) -> Option<&Paths> {
+        self.tokens.paths.as_ref()
     }
 
     /// Shape of the network.

@@ -84,6 +84,17 @@ impl LayoutBuilder {
         self.frozen = outer;
     }
 
+    /// Runs `describe` for layers that are applied nobody knows where: their
+    /// units are in no group, and the next layer reads what it would without them.
+    pub fn unwired(&mut self, describe: impl FnOnce(&mut Self)) {
+        self.layer("Unwired(");
+        let (value, first) = (self.take(), self.groups.count());
+        describe(self);
+        self.groups.pin_since(first);
+        self.value = value;
+        self.layer(")");
+    }
+
     /// Appends a tensor that is attached to no group.
     ///
     /// If it does more to the units that arrive than to treat them all alike,
@@ -500,8 +511,11 @@ impl LayoutBuilder {
             return self.pin_value();
         };
         let count = self.groups.units(units.group);
-        let kept = if groups > 0 && count % groups == 0 { groups } else { count };
-        if groups == 0 || groups % kept != 0 || own.iter().any(|(tensor, _)| tensor.is_none()) {
+        let kept = if groups > 0 && count.is_multiple_of(groups) { groups } else { count };
+        if groups == 0
+            || !groups.is_multiple_of(kept)
+            || own.iter().any(|(tensor, _)| tensor.is_none())
+        {
             return self.pin_value();
         }
         self.groups.coarsen(units.group, kept);

@@ -56,6 +56,11 @@ impl Groups {
         self.drafts.len() - 1
     }
 
+    /// Number of groups so far.
+    pub fn count(&self) -> usize {
+        self.drafts.len()
+    }
+
     /// Number of units.
     pub fn units(&self, group: usize) -> usize {
         self.drafts[self.root(group)].group.units
@@ -82,6 +87,11 @@ impl Groups {
             Value::Units(units) => self.draft(units.group).pinned = true,
             Value::Tuple(parts) => parts.iter().for_each(|part| self.pin(part)),
         }
+    }
+
+    /// The order of the units of a group matters, of all but the first groups.
+    pub fn pin_since(&mut self, first: usize) {
+        self.drafts[first..].iter_mut().for_each(|draft| draft.pinned = true);
     }
 
     /// The signs of the units in a value matter.

@@ -187,7 +187,7 @@ impl<E: Value> WithSimd for Forward<'_, E> {
         let outs = out.chunks_exact_mut(outputs * area);
         for (i, (input, out)) in inputs.zip(outs).enumerate() {
             let group = i % sizes.groups;
-            grid.load(input, &mut image);
+            grid.load(simd, input, &mut image);
             let product = Product {
                 rows: &rows[group],
                 sources: &pass.offsets,
@@ -196,7 +196,7 @@ impl<E: Value> WithSimd for Forward<'_, E> {
             };
             product.run(simd, &image, &mut padded);
             for (out, padded) in out.chunks_exact_mut(area).zip(padded.chunks_exact(padded_len)) {
-                grid.without_gaps(padded, out);
+                grid.without_gaps(simd, padded, out);
             }
         }
     }
@@ -236,14 +236,14 @@ impl<E: Value> WithSimd for Backward<'_, E> {
             for group in 0..sizes.groups {
                 for n in 0..count {
                     let input = &input[n * input_len + group * group_len..][..group_len];
-                    grid.load(input, &mut grids[n * grid.len()..][..grid.len()]);
+                    grid.load(simd, input, &mut grids[n * grid.len()..][..grid.len()]);
                     let start = n * output_len + group * outputs * area;
                     let out = out_gradient[start..][..outputs * area].chunks_exact(area);
                     let start = n * outputs * padded_len;
                     let padded = padded[start..].chunks_exact_mut(padded_len);
                     let bias = &mut bias_gradient[group * outputs..][..outputs];
                     for ((out, padded), bias) in out.zip(padded).zip(bias) {
-                        grid.with_gaps(out, padded);
+                        grid.with_gaps(simd, out, padded);
                         *bias += sum(simd, out);
                     }
                 }
@@ -271,7 +271,7 @@ impl<E: Value> WithSimd for Backward<'_, E> {
                     let padded = &padded[n * outputs * padded_len..][..outputs * padded_len];
                     product.run(simd, padded, &mut grid_gradient);
                     let start = n * input_len + group * group_len;
-                    grid.add_to(&grid_gradient, &mut input_gradient[start..][..group_len]);
+                    grid.add_to(simd, &grid_gradient, &mut input_gradient[start..][..group_len]);
                 }
             }
         }

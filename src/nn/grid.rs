@@ -8,6 +8,9 @@
 //! stride the image is first split into phases: rows and columns of one
 //! remainder lie together, and each tap stays within one phase.
 
+use pulp::Simd;
+
+use super::kernels::{add, copy};
 use super::lanes::{Value, MAX_LANES};
 use super::shape::{Planes, Window};
 
@@ -23,6 +26,7 @@ pub(super) struct Grid {
     phase: usize,
     /// Length of a channel.
     channel: usize,
+    runs: Vec<Run>,
 }
 
 impl Grid {
@@ -31,7 +35,8 @@ impl Grid {
         let phases = window.stride.min(window.kernel);
         let [rows, row] = planes.input.map(|n| (n + 2 * window.padding).div_ceil(window.stride));
         let phase = rows * row;
-        Self { planes, channels, phases, row, phase, channel: phases * phases * phase }
+        let runs = runs(&planes, phases, row, phase);
+        Self { planes, channels, phases, row, phase, channel: phases * phases * phase, runs }
     }
 
     /// Positions from the first output to the last, gaps between rows included.
@@ -69,51 +74,37 @@ impl Grid {
 
     /// Copies an image in; padding and gaps must be zero already.
     #[inline(always)]
-    pub fn load<E: Value>(&self, image: &[E], grid: &mut [E]) {
-        self.each_run(image.len(), |from, count, to| {
-            let stride = self.planes.window.stride;
-            let to = &mut grid[to..][..count];
-            strided_copy(&image[from..], to, stride);
-        });
+    pub fn load<E: Value, S: Simd>(&self, simd: S, image: &[E], grid: &mut [E]) {
+        let stride = self.planes.window.stride;
+        let channels = image.chunks_exact(self.planes.input_area());
+        for (image, grid) in channels.zip(grid.chunks_exact_mut(self.channel)) {
+            for run in &self.runs {
+                let to = &mut grid[run.grid..][..run.count];
+                match stride {
+                    1 => copy(simd, &image[run.image..][..run.count], to),
+                    2 => every_second(&image[run.image..], to),
+                    _ => {
+                        let from = image[run.image..].iter().step_by(stride);
+                        to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+                    }
+                }
+            }
+        }
     }
 
     /// Adds the gradient of the grid to that of the image.
     #[inline(always)]
-    pub fn add_to<E: Value>(&self, grid: &[E], image: &mut [E]) {
-        self.each_run(image.len(), |to, count, from| {
-            let stride = self.planes.window.stride;
-            let from = &grid[from..][..count];
-            strided_add(from, &mut image[to..], stride);
-        });
-    }
-
-    /// Calls `run(start in the image, values, start in the grid)` for values
-    /// that are a stride apart in a row of the image and adjacent in the grid.
-    #[inline(always)]
-    fn each_run(&self, length: usize, mut run: impl FnMut(usize, usize, usize)) {
-        let Window { stride, padding, .. } = self.planes.window;
-        let [height, width] = self.planes.input;
-        let area = height * width;
-        debug_assert_eq!(length, self.channels * area);
-        for channel in 0..self.channels {
-            for y in 0..height {
-                let (phase_y, grid_y) = ((y + padding) % stride, (y + padding) / stride);
-                if phase_y >= self.phases {
-                    continue;
-                }
-                for phase_x in 0..self.phases {
-                    // The first column of the image in this phase.
-                    let x = (phase_x + stride - padding % stride) % stride;
-                    if x >= width {
-                        continue;
-                    }
-                    let phase = phase_y * self.phases + phase_x;
-                    let start = channel * self.channel + phase * self.phase + grid_y * self.row;
-                    run(
-                        channel * area + y * width + x,
-                        (width - x).div_ceil(stride),
-                        start + (x + padding) / stride,
-                    );
+    pub fn add_to<E: Value, S: Simd>(&self, simd: S, grid: &[E], image: &mut [E]) {
+        let stride = self.planes.window.stride;
+        let channels = image.chunks_exact_mut(self.planes.input_area());
+        for (image, grid) in channels.zip(grid.chunks_exact(self.channel)) {
+            for run in &self.runs {
+                let from = &grid[run.grid..][..run.count];
+                if stride == 1 {
+                    add(simd, from, &mut image[run.image..][..run.count]);
+                } else {
+                    let to = image[run.image..].iter_mut().step_by(stride);
+                    to.zip(from).for_each(|(to, from)| *to += *from);
                 }
             }
         }
@@ -121,54 +112,74 @@ impl Grid {
 
     /// Takes the outputs out of a padded row, without the gaps.
     #[inline(always)]
-    pub fn without_gaps<E: Value>(&self, padded: &[E], output: &mut [E]) {
+    pub fn without_gaps<E: Value, S: Simd>(&self, simd: S, padded: &[E], output: &mut [E]) {
         let width = self.planes.output[1];
         for (y, row) in output.chunks_exact_mut(width).enumerate() {
-            row.copy_from_slice(&padded[y * self.row..][..width]);
+            copy(simd, &padded[y * self.row..][..width], row);
         }
     }
 
     /// The inverse of [`without_gaps`](Self::without_gaps); gaps must be zero
     /// already.
     #[inline(always)]
-    pub fn with_gaps<E: Value>(&self, output: &[E], padded: &mut [E]) {
+    pub fn with_gaps<E: Value, S: Simd>(&self, simd: S, output: &[E], padded: &mut [E]) {
         let width = self.planes.output[1];
         for (y, row) in output.chunks_exact(width).enumerate() {
-            padded[y * self.row..][..width].copy_from_slice(row);
+            copy(simd, row, &mut padded[y * self.row..][..width]);
         }
     }
 }
 
-#[inline(always)]
-fn strided_copy<E: Copy>(from: &[E], to: &mut [E], stride: usize) {
-    match stride {
-        1 => to.copy_from_slice(&from[..to.len()]),
-        2 => {
-            let (pairs, rest) = from.as_chunks::<2>();
-            for (to, pair) in to.iter_mut().zip(pairs) {
-                *to = pair[0];
-            }
-            if to.len() > pairs.len() {
-                to[pairs.len()] = rest[0];
-            }
+/// Values that are a stride apart in a row of the image and adjacent in the
+/// grid; of the first channel.
+struct Run {
+    image: usize,
+    grid: usize,
+    count: usize,
+}
+
+/// All values of a channel.
+fn runs(planes: &Planes, phases: usize, row: usize, phase_len: usize) -> Vec<Run> {
+    let Window { stride, padding, .. } = planes.window;
+    let [height, width] = planes.input;
+    let mut runs: Vec<Run> = Vec::new();
+    for y in 0..height {
+        let (phase_y, grid_y) = ((y + padding) % stride, (y + padding) / stride);
+        if phase_y >= phases {
+            continue;
         }
-        _ => {
-            for (to, from) in to.iter_mut().zip(from.iter().step_by(stride)) {
-                *to = *from;
+        for phase_x in 0..phases {
+            // The first column of the image in this phase.
+            let x = (phase_x + stride - padding % stride) % stride;
+            if x >= width {
+                continue;
+            }
+            let start = (phase_y * phases + phase_x) * phase_len + grid_y * row;
+            let run = Run {
+                image: y * width + x,
+                grid: start + (x + padding) / stride,
+                count: (width - x).div_ceil(stride),
+            };
+            // Without a stride and padding rows follow each other on both sides.
+            match runs.last_mut() {
+                Some(last) if stride == 1 && last.grid + last.count == run.grid => {
+                    last.count += run.count;
+                }
+                _ => runs.push(run),
             }
         }
     }
+    runs
 }
 
+/// Copies values two apart.
 #[inline(always)]
-fn strided_add<E: Value>(from: &[E], to: &mut [E], stride: usize) {
-    if stride == 1 {
-        for (to, from) in to.iter_mut().zip(from) {
-            *to += *from;
-        }
-    } else {
-        for (to, from) in to.iter_mut().step_by(stride).zip(from) {
-            *to += *from;
-        }
+fn every_second<E: Value>(from: &[E], to: &mut [E]) {
+    let (pairs, rest) = from.as_chunks::<2>();
+    for (to, pair) in to.iter_mut().zip(pairs) {
+        *to = pair[0];
+    }
+    if let (Some(to), Some(&last)) = (to.get_mut(pairs.len()), rest.first()) {
+        *to = last;
     }
 }

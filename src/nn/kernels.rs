@@ -1,8 +1,9 @@
 //! The inner loops of a convolution: tiles of sums that stay in registers.
 
 #![allow(unsafe_code)]
+#![allow(clippy::needless_range_loop, reason = "loops over registers, which are unrolled")]
 
-use pulp::Simd;
+use pulp::{Simd, WithSimd};
 
 use super::lanes::Value;
 
@@ -117,6 +118,11 @@ impl<E: Value> Product<'_, E> {
         }
     }
 
+    /// `V` vectors of each row of a block.
+    ///
+    /// # Safety
+    /// `sources[j]` from `source` on and `targets[r]` from `target` on there
+    /// must be `V` vectors.
     #[inline(always)]
     unsafe fn block<S: Simd, const V: usize, const ADD: bool>(
         &self,
@@ -139,6 +145,9 @@ impl<E: Value> Product<'_, E> {
     }
 
     /// `R` rows of a block from row `first` on, `V` vectors of each.
+    ///
+    /// # Safety
+    /// As of [`block`](Self::block); the block must have these rows.
     #[inline(always)]
     unsafe fn tile<S: Simd, const R: usize, const V: usize, const ADD: bool>(
         &self,
@@ -181,6 +190,8 @@ impl<E: Value> Product<'_, E> {
     }
 }
 
+/// # Safety
+/// A vector must lie there.
 #[inline(always)]
 unsafe fn load<E: Value, S: Simd>(_: S, from: *const E) -> E::Vector<S> {
     from.cast::<E::Vector<S>>().read_unaligned()
@@ -236,6 +247,8 @@ impl Correlation<'_> {
         }
     }
 
+    /// # Safety
+    /// [`run`](Self::run) must have checked the sizes, and `R` rows be left.
     #[inline(always)]
     unsafe fn rows<E: Value, S: Simd, const R: usize>(
         &self,
@@ -257,6 +270,8 @@ impl Correlation<'_> {
         }
     }
 
+    /// # Safety
+    /// As of [`rows`](Self::rows), and `C` columns must be left.
     #[inline(always)]
     unsafe fn tile<E: Value, S: Simd, const R: usize, const C: usize>(
         &self,
@@ -267,52 +282,94 @@ impl Correlation<'_> {
         right: &[E],
         sums: &mut [E],
     ) {
-        let lanes = E::lanes::<S>();
-        let mut tile = [[E::splat(simd, E::default()); C]; R];
-        for image in 0..self.images {
-            let mut left = left.as_ptr().add(image * self.left_image + row * self.left_row);
-            let right = right.as_ptr().add(image * self.right_image);
-            let mut rights = [right; C];
-            for c in 0..C {
-                rights[c] = right.add(self.columns[column + c]);
+        let left = left.as_ptr().add(row * self.left_row);
+        let right = right.as_ptr();
+        // A function of its own, for what surrounds it would take registers.
+        let tile = simd.vectorize(Tile::<E, R, C> { sizes: self, column, left, right });
+        for (r, tile) in tile.iter().enumerate() {
+            for (c, &value) in tile.iter().enumerate() {
+                sums[(row + r) * self.columns.len() + column + c] += value;
             }
-            for _ in 0..self.positions.div_ceil(lanes) {
-                let mut b = [E::splat(simd, E::default()); C];
+        }
+    }
+}
+
+/// `R` rows and `C` columns of a correlation.
+struct Tile<'a, E, const R: usize, const C: usize> {
+    sizes: &'a Correlation<'a>,
+    column: usize,
+    left: *const E,
+    right: *const E,
+}
+
+impl<E: Value, const R: usize, const C: usize> WithSimd for Tile<'_, E, R, C> {
+    type Output = [[E; C]; R];
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> [[E; C]; R] {
+        let lanes = E::lanes::<S>();
+        let row = self.sizes.left_row;
+        let vectors = self.sizes.positions.div_ceil(lanes);
+        let mut tile = [[E::splat(simd, E::default()); C]; R];
+        for image in 0..self.sizes.images {
+            // SAFETY: `Correlation::run` has checked the last vector of the
+            // last row and column of the last image.
+            unsafe {
+                let left = self.left.add(image * self.sizes.left_image);
+                let right = self.right.add(image * self.sizes.right_image);
+                let mut rights = [right; C];
                 for c in 0..C {
-                    b[c] = load(simd, rights[c]);
-                    rights[c] = rights[c].wrapping_add(lanes);
+                    rights[c] = right.add(self.sizes.columns[self.column + c]);
                 }
-                for r in 0..R {
-                    let a = load(simd, left.add(r * self.left_row));
+                for i in 0..vectors {
+                    let mut b = [E::splat(simd, E::default()); C];
                     for c in 0..C {
-                        tile[r][c] = E::multiply_add(simd, a, b[c], tile[r][c]);
+                        b[c] = load(simd, rights[c].add(i * lanes));
+                    }
+                    for r in 0..R {
+                        let a = load(simd, left.add(r * row + i * lanes));
+                        for c in 0..C {
+                            tile[r][c] = E::multiply_add(simd, a, b[c], tile[r][c]);
+                        }
                     }
                 }
-                left = left.wrapping_add(lanes);
             }
         }
+        let mut sums = [[E::default(); C]; R];
         for r in 0..R {
             for c in 0..C {
-                let sum = &mut sums[(row + r) * self.columns.len() + column + c];
-                *sum += E::total(simd, tile[r][c]);
+                sums[r][c] = E::total(simd, tile[r][c]);
             }
         }
+        sums
     }
 }
 
 /// The sum of all values, in the order of vectors.
 #[inline(always)]
 pub(super) fn sum<E: Value, S: Simd>(simd: S, values: &[E]) -> E {
-    let lanes = E::lanes::<S>();
-    let whole = values.len() / lanes * lanes;
     let mut sums = E::splat(simd, E::default());
-    for i in (0..whole).step_by(lanes) {
-        // SAFETY: `i + lanes <= whole <= values.len()`.
-        sums = E::plus(simd, sums, unsafe { load(simd, values.as_ptr().add(i)) });
+    for values in values.chunks(E::lanes::<S>()) {
+        sums = E::plus(simd, sums, E::load_part(simd, values));
     }
-    let mut total = E::total(simd, sums);
-    for &value in &values[whole..] {
-        total += value;
+    E::total(simd, sums)
+}
+
+/// Copies a row, which may be short: a call of `memmove` would take as long.
+#[inline(always)]
+pub(super) fn copy<E: Value, S: Simd>(simd: S, from: &[E], to: &mut [E]) {
+    let lanes = E::lanes::<S>();
+    for (from, to) in from.chunks(lanes).zip(to.chunks_mut(lanes)) {
+        E::store_part(simd, to, E::load_part(simd, from));
     }
-    total
+}
+
+/// Adds a row to another.
+#[inline(always)]
+pub(super) fn add<E: Value, S: Simd>(simd: S, from: &[E], to: &mut [E]) {
+    let lanes = E::lanes::<S>();
+    for (from, to) in from.chunks(lanes).zip(to.chunks_mut(lanes)) {
+        let sum = E::plus(simd, E::load_part(simd, from), E::load_part(simd, to));
+        E::store_part(simd, to, sum);
+    }
 }

@@ -28,13 +28,20 @@ pub trait Lanes: Copy + Sized + Send + Sync + 'static {
         c: Self::Vector<S>,
     ) -> Self::Vector<S>;
     fn total<S: Simd>(simd: S, vector: Self::Vector<S>) -> Self;
+    /// Reads less than a vector; the rest is zero.
+    fn load_part<S: Simd>(simd: S, from: &[Self]) -> Self::Vector<S>;
+    /// Writes less than a vector.
+    fn store_part<S: Simd>(simd: S, to: &mut [Self], vector: Self::Vector<S>);
 }
 
 /// The most values that any instruction set has in a vector.
 pub(super) const MAX_LANES: usize = 16;
 
 macro_rules! lanes {
-    ($value:ty, $vector:ident, $splat:ident, $add:ident, $multiply_add:ident, $sum:ident) => {
+    (
+        $value:ty, $vector:ident, $splat:ident, $add:ident, $multiply_add:ident, $sum:ident,
+        $load:ident, $store:ident
+    ) => {
         impl Lanes for $value {
             type Vector<S: Simd> = S::$vector;
 
@@ -59,9 +66,35 @@ macro_rules! lanes {
             fn total<S: Simd>(simd: S, vector: S::$vector) -> Self {
                 simd.$sum(vector)
             }
+            #[inline(always)]
+            fn load_part<S: Simd>(simd: S, from: &[Self]) -> S::$vector {
+                simd.$load(from)
+            }
+            #[inline(always)]
+            fn store_part<S: Simd>(simd: S, to: &mut [Self], vector: S::$vector) {
+                simd.$store(to, vector);
+            }
         }
     };
 }
 
-lanes!(f32, f32s, splat_f32s, add_f32s, mul_add_e_f32s, reduce_sum_f32s);
-lanes!(f64, f64s, splat_f64s, add_f64s, mul_add_e_f64s, reduce_sum_f64s);
+lanes!(
+    f32,
+    f32s,
+    splat_f32s,
+    add_f32s,
+    mul_add_e_f32s,
+    reduce_sum_f32s,
+    partial_load_f32s,
+    partial_store_f32s
+);
+lanes!(
+    f64,
+    f64s,
+    splat_f64s,
+    add_f64s,
+    mul_add_e_f64s,
+    reduce_sum_f64s,
+    partial_load_f64s,
+    partial_store_f64s
+);

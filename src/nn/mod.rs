@@ -47,10 +47,13 @@
 mod conv;
 mod convolution;
 mod device;
+#[doc(hidden)]
+pub mod frozen;
 mod grid;
 mod kernels;
 mod lanes;
 mod layout;
+mod parameter;
 mod pool;
 mod pooling;
 mod shape;
@@ -59,6 +62,7 @@ pub use conv::builders::{Conv2D, UnbiasedConv2D};
 pub use conv::ConvWeight;
 pub use device::HostDevice;
 pub use lanes::Value;
+pub use parameter::Parameter;
 pub use pool::{AvgPool2D, AvgPoolGlobal, Flatten2D, MaxPool2D};
 pub use shape::Quotient;
 

@@ -31,13 +31,13 @@ use super::shape::{Planes, Window};
 ///
 /// # Examples
 /// ```
-/// use dfdx::prelude::{Cpu, DeviceBuildExt, Module, TensorFrom};
+/// use dfdx::prelude::*;
 /// use lopt::nn::MaxPool2D;
 ///
 /// let dev = Cpu::default();
-/// let image = dev.tensor([[[1.0, 2.0, 5.0], [0.0, 3.0, 4.0]]]);
+/// let image = dev.tensor([[[1.0f32, 2.0, 5.0], [0.0, 3.0, 4.0]]]);
 /// let pool = dev.build_module::<MaxPool2D<2>, f32>();
-/// assert_eq!(dfdx::prelude::AsVec::as_vec(&pool.forward(image)), [3.0, 5.0]);
+/// assert_eq!(pool.forward(image).as_vec(), [3.0, 5.0]);
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MaxPool2D<const K: usize, const S: usize = 1, const P: usize = 0>;
@@ -62,8 +62,7 @@ pub struct AvgPool2D<const K: usize, const S: usize = 1, const P: usize = 0>;
 
 /// The mean of each channel.
 ///
-/// The same function as dfdx's layer of this name, which takes several times as
-/// long on the CPU.
+/// The same function as dfdx's layer of this name, by vectors.
 ///
 /// # Shapes
 /// Input `[N, C, H, W]` or `[C, H, W]`, output `[N, C]` or `[C]`.
@@ -85,7 +84,7 @@ pub struct AvgPoolGlobal;
 ///
 /// # Examples
 /// ```
-/// use dfdx::prelude::{Cpu, Linear, DeviceBuildExt, HasShape, Module, Rank4, SampleTensor};
+/// use dfdx::prelude::*;
 /// use lopt::nn::{Conv2D, Flatten2D};
 ///
 /// let dev = Cpu::default();
@@ -94,7 +93,7 @@ pub struct AvgPoolGlobal;
 /// let scores = network.try_forward(dev.sample_normal::<Rank4<2, 1, 28, 28>>())?;
 /// assert_eq!(scores.shape().0, 2);
 /// assert!(network.try_forward(dev.sample_normal::<Rank4<2, 1, 27, 20>>()).is_err());
-/// # Ok::<(), dfdx::prelude::CpuError>(())
+/// # Ok::<(), CpuError>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flatten2D<const F: usize>;

@@ -1,7 +1,8 @@
 //! Axes, curves and legends of a figure.
 //!
 //! Axes may be logarithmic; ticks, labels and legend are placed here, so that
-//! figures look alike and nothing covers the data.
+//! figures look alike and nothing covers the data. What plotters cannot draw, a
+//! picture or something that moves, is written as SVG under or over its drawing.
 
 use std::ops::Range;
 
@@ -21,8 +22,10 @@ pub(super) const LEARNED: RGBColor = RGBColor(0xd6, 0x33, 0x6c);
 pub(super) const SGD: RGBColor = RGBColor(0x2f, 0x80, 0xed);
 /// Adam.
 pub(super) const ADAM: RGBColor = RGBColor(0xe0, 0x86, 0x0a);
-/// A further colour.
+/// Further colours.
 pub(super) const TEAL: RGBColor = RGBColor(0x12, 0x9e, 0x8e);
+pub(super) const VIOLET: RGBColor = RGBColor(0x84, 0x5e, 0xf7);
+pub(super) const OLIVE: RGBColor = RGBColor(0x74, 0x8f, 0x1c);
 
 /// Colour of a curve.
 pub(super) type Colour = RGBColor;
@@ -114,6 +117,9 @@ pub(super) struct Figure<'a, 'b> {
     chart: Chart<'a, 'b>,
     x: Axis,
     y: Axis,
+    /// SVG below and above what plotters draws.
+    below: String,
+    above: String,
 }
 
 /// Draws a figure of some size, with a legend in columns above it, and returns the SVG.
@@ -125,7 +131,7 @@ pub(super) fn draw(
     content: impl FnOnce(&mut Figure) -> Result<(), ReportError>,
 ) -> Result<String, ReportError> {
     let mut svg = String::new();
-    {
+    let (below, above) = {
         let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         let rows = legend.iter().map(|column| column.len()).max().unwrap_or(0) as i32;
         let top = 14 + rows * LEGEND_ROW;
@@ -136,7 +142,8 @@ pub(super) fn draw(
             .y_label_area_size(68)
             .build_cartesian_2d(x.placed(), y.placed())
             .map_err(ReportError::new)?;
-        let mut figure = Figure { root: &root, chart, x, y };
+        let (below, above) = (String::new(), String::new());
+        let mut figure = Figure { root: &root, chart, x, y, below, above };
         figure.axes()?;
         content(&mut figure)?;
         let width = (size.0 as i32 - 76) / legend.len().max(1) as i32;
@@ -147,18 +154,25 @@ pub(super) fn draw(
             }
         }
         root.present().map_err(ReportError::new)?;
-    }
-    Ok(themed(&svg, size, description))
+        (figure.below, figure.above)
+    };
+    let svg = svg.find('>').map_or("", |end| &svg[end + 1..]).replace("#010203", "currentColor");
+    let svg = svg.trim_end().trim_end_matches("</svg>");
+    Ok(themed(&format!("{below}{svg}{above}"), size, description))
 }
 
-/// Lets the figure scale, take the colour of the text around it, and be read aloud.
-fn themed(svg: &str, (width, height): (u32, u32), description: &str) -> String {
+/// Lets a figure scale, take the colour of the text around it, and be read aloud.
+pub(super) fn themed(body: &str, (width, height): (u32, u32), description: &str) -> String {
     let description = super::page::escape(description);
-    let body = svg.find('>').map_or(svg, |end| &svg[end + 1..]).replace("#010203", "currentColor");
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" \
-         width=\"{width}\" height=\"{height}\" role=\"img\">\n<title>{description}</title>{body}"
+         width=\"{width}\" height=\"{height}\" role=\"img\">\n<title>{description}</title>{body}</svg>\n"
     )
+}
+
+/// A figure within another, with its corner at a point.
+pub(super) fn placed(figure: &str, (x, y): (u32, u32)) -> String {
+    figure.replacen("<svg ", &format!("<svg x=\"{x}\" y=\"{y}\" "), 1)
 }
 
 /// A figure that stands alone: it brings its own colours for light and dark.
@@ -281,6 +295,34 @@ impl Figure<'_, '_> {
         self.root.draw(&ring).map_err(ReportError::new)
     }
 
+    /// A straight piece of a thin line in the colour of the text.
+    pub fn hairline(&self, from: (f64, f64), to: (f64, f64)) -> Result<(), ReportError> {
+        self.path(&[from, to], INK.mix(0.45).stroke_width(1))
+    }
+
+    /// A picture below all else, smoothed, from one point to another.
+    pub fn backdrop(&mut self, uri: &str, low: (f64, f64), high: (f64, f64)) {
+        let ((left, bottom), (right, top)) = (self.pixel(low), self.pixel(high));
+        let (width, height) = (right - left, bottom - top);
+        self.below.push_str(&format!(
+            "<image x=\"{left}\" y=\"{top}\" width=\"{width}\" height=\"{height}\" \
+             preserveAspectRatio=\"none\" href=\"{uri}\"/>\n"
+        ));
+    }
+
+    /// A disc that jumps from point to point, all in `seconds`, over and over.
+    pub fn traveller(&mut self, points: &[(f64, f64)], colour: RGBColor, seconds: f64) {
+        let RGBColor(r, g, b) = colour;
+        let pixels: Vec<_> = points.iter().map(|&point| self.pixel(point)).collect();
+        let Some((x, y)) = pixels.first() else { return };
+        let xs: Vec<_> = pixels.iter().map(|p| p.0).collect();
+        let ys: Vec<_> = pixels.iter().map(|p| p.1).collect();
+        let moves = jumps("cx", &xs, seconds) + &jumps("cy", &ys, seconds);
+        self.above.push_str(&format!(
+            "<circle cx=\"{x}\" cy=\"{y}\" r=\"6\" fill=\"#{r:02x}{g:02x}{b:02x}\">{moves}</circle>\n"
+        ));
+    }
+
     /// A diamond; none for a value that is not a number.
     pub fn diamond(&self, at: (f64, f64), colour: RGBColor) -> Result<(), ReportError> {
         if !at.1.is_finite() {
@@ -333,6 +375,16 @@ impl Figure<'_, '_> {
         }
         self.text(text, (x + 36, y), text_style(INK, TEXT, HPos::Left, VPos::Center))
     }
+}
+
+/// Values that an attribute takes one after the other, all in `seconds`, over and
+/// over; no script moves it.
+pub(super) fn jumps(attribute: &str, values: &[i32], seconds: f64) -> String {
+    let values = values.iter().map(i32::to_string).collect::<Vec<_>>().join(";");
+    format!(
+        "<animate attributeName=\"{attribute}\" calcMode=\"discrete\" values=\"{values}\" \
+         dur=\"{seconds}s\" repeatCount=\"indefinite\"/>"
+    )
 }
 
 fn diamond((x, y): (i32, i32), colour: RGBColor) -> Polygon<(i32, i32)> {

@@ -5,13 +5,20 @@
 //! colour of the text around them: pages are readable in light and dark.
 
 mod comparison;
+mod diversity;
 mod evaluation;
 mod figure;
 mod format;
+mod initialisations;
 mod page;
+mod picture;
 mod table;
+mod walk;
 
 pub use comparison::{comparison_figure, comparison_page, comparison_table};
+pub use diversity::{diversity_figure, diversity_page, diversity_table};
 pub use evaluation::{evaluation_page, evaluation_table, prompting_figure};
+pub use initialisations::{initialisations_figure, initialisations_page, initialisations_table};
 pub use page::{Provenance, ReportError};
 pub use table::Table;
+pub use walk::{walk_figure, walk_page, walk_strip, walk_table};

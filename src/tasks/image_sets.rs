@@ -23,6 +23,8 @@ use crate::nn;
 /// What must be in a folder of IDX files.
 const IDX_FILES: &str = "train-images-idx3-ubyte, train-labels-idx1-ubyte and the two t10k files, \
                          as scripts/fetch-data.sh fetches them";
+/// Name of the task on CIFAR-10.
+const CIFAR: &str = "cifar10";
 /// What must be in the folder of CIFAR-10.
 const CIFAR_FILES: &str = "data_batch_1.bin to data_batch_5.bin and test_batch.bin, the binary \
                            version of CIFAR-10";
@@ -89,16 +91,17 @@ pub(super) fn by_name(name: &str, data: Option<&Path>) -> Result<Option<Box<dyn 
         "fashion-mnist-cnn" => {
             cnn::<1>(FASHION.load("fashion-mnist-cnn", data, VALIDATION_CNN)?)?
         }
-        "cifar10" => cnn::<3>(cifar10(data)?)?,
+        CIFAR => cnn::<3>(cifar10(data)?)?,
         _ => return Ok(None),
     }))
 }
 
 /// The paper's recording: SGD with momentum 0.9, rate 0.1 falling along a cosine
-/// that changes once an epoch, weight decay 5e-4, batch 128, 200 checkpoints at
-/// random steps.
-pub fn paper(images: usize, epochs: usize) -> RecordingConfig {
-    let epoch = images.div_ceil(PAPER.batch_size);
+/// that changes once an epoch, weight decay 5e-4, batch 128, 25 epochs (50 for
+/// CIFAR-10), 200 checkpoints at random steps.
+pub fn paper(task: &dyn Task) -> RecordingConfig {
+    let epoch = task.size(Split::Train).div_ceil(PAPER.batch_size);
+    let epochs = if task.name() == CIFAR { 50 } else { 25 };
     RecordingConfig {
         training: TrainingConfig {
             schedule: Schedule::Staircase { steps: epoch },
@@ -240,14 +243,13 @@ fn read_idx(folder: &Path, part: &str) -> Result<(Vec<u8>, Vec<u8>), TaskError> 
 const CIFAR_MOMENTS: [(f32, f32); 3] = [(125.3, 63.0), (123.0, 62.1), (113.9, 66.7)];
 
 fn cifar10(data: Option<&Path>) -> Result<Set, TaskError> {
-    let task = "cifar10";
-    let folder = data.ok_or(TaskError::NoData { task, expected: CIFAR_FILES })?;
+    let folder = data.ok_or(TaskError::NoData { task: CIFAR, expected: CIFAR_FILES })?;
     let names = [1, 2, 3, 4, 5].map(|i| format!("data_batch_{i}.bin"));
     let (images, labels) = cifar::read(folder, &names)?;
     let (test_images, test_labels) = cifar::read(folder, &["test_batch.bin".to_owned()])?;
     let test = cifar_images(&test_images, &test_labels);
     let train = (&images[..], &labels[..]);
-    Ok(Set::split((task, "CIFAR-10"), train, test, VALIDATION_CNN, cifar_images))
+    Ok(Set::split((CIFAR, "CIFAR-10"), train, test, VALIDATION_CNN, cifar_images))
 }
 
 fn cifar_images(pixels: &[u8], labels: &[u8]) -> Images {

@@ -6,21 +6,41 @@ struct Arguments {
 }
 
 #[lopt::network]
-#[lopt(forward)]
-struct Reserved {
-    #[lopt(residual)]
-    hidden: Linear<2, 2>,
-    #[lopt(frozen)]
-    output: Linear<2, 3>,
-    #[lopt(skip = "hidden")]
-    activation: ReLU,
+#[lopt(rename = "x")]
+#[lopt(frozen)]
+struct OfTheStruct {
+    hidden: Linear<2, 3>,
 }
 
 #[lopt::network]
-#[lopt(rename = "x")]
-struct Unknown {
-    #[lopt]
+#[lopt]
+struct Nothing {
     hidden: Linear<2, 3>,
+}
+
+#[lopt::network]
+struct OfFields {
+    #[lopt]
+    nothing: ReLU,
+    #[lopt()]
+    still_nothing: ReLU,
+    #[lopt = "frozen"]
+    value: ReLU,
+    #[lopt(forwards)]
+    unknown: ReLU,
+    #[lopt(forward)]
+    forward: ReLU,
+    #[lopt(skip = "hidden")]
+    skip: ReLU,
+    #[lopt(residual(2))]
+    residual: ReLU,
+    #[lopt(frozen, residual)]
+    #[lopt(frozen)]
+    twice: ReLU,
+    #[lopt(frozen, skip)]
+    both: ReLU,
+    #[lopt(init = 1.0)]
+    initialised: ReLU,
 }
 
 #[lopt::network]

@@ -152,8 +152,10 @@ fn gradients_match_central_differences() {
 
 #[test]
 fn gradient_of_the_input_matches_central_differences() {
-    for tokenization in TOKENIZATIONS {
-        let layout = mlp(&[3, 4, 2]);
+    let deep = (Tokenization::Units, mlp(&[3, 4, 3, 2]));
+    for (tokenization, layout) in
+        TOKENIZATIONS.map(|t| (t, mlp(&[3, 4, 2]))).into_iter().chain([deep])
+    {
         let model = Arc::new(Transformer::new(config(tokenization), &layout).unwrap());
         let size = layout.num_parameters();
         let mut batch = Batch::<f64>::random(3, size, 1);
@@ -303,8 +305,17 @@ fn a_fresh_model_returns_the_start() {
 
 #[test]
 fn reordering_units_reorders_the_output() {
-    let layout = mlp(&[6, 5, 3]);
-    let model = Arc::new(Transformer::new(config(Tokenization::Units), &layout).unwrap());
+    // Of several groups the last: the others' order is known to those that read them.
+    for (sizes, orders) in [
+        (&[6, 5, 3][..], vec![vec![3, 1, 4, 0, 2]]),
+        (&[3, 4, 5, 2], vec![vec![0, 1, 2, 3], vec![3, 1, 4, 0, 2]]),
+    ] {
+        reordering_reorders(&mlp(sizes), &orders);
+    }
+}
+
+fn reordering_reorders(layout: &Layout, orders: &[Vec<usize>]) {
+    let model = Arc::new(Transformer::new(config(Tokenization::Units), layout).unwrap());
     let size = layout.num_parameters();
     let batch = Batch::<f64>::random(1, size, 1);
     let parameters = parameters::<f64>(&model, 2);
@@ -312,7 +323,7 @@ fn reordering_units_reorders_the_output() {
     let mut output = vec![0.0; size];
     executor.predict(&parameters, &batch.inputs(), &mut output).unwrap();
 
-    let index = Symmetry::new(&layout).index(&[vec![3, 1, 4, 0, 2]]);
+    let index = Symmetry::new(layout).index(orders);
     let moved = |values: &[f64]| {
         let mut moved = vec![0.0; size];
         gather(&index, values, &mut moved);
