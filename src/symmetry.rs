@@ -95,12 +95,12 @@ impl Symmetry {
         self.transformation(&permutations, &flips)
     }
 
-    /// The reordering of [`index`](Self::index), after which unit `u` of group
-    /// `g` changes its sign if `flips[g][u]`. An empty list, of a group or of all
-    /// groups, is for no changes.
+    /// Given permutations, as for [`index`](Self::index), and changes of sign:
+    /// those of the units `u` of group `g` with `flips[g][u]`, as they are numbered
+    /// after it. An empty list, for a group or for all, is for no changes.
     ///
-    /// The network keeps its function if units of [odd](crate::layout::UnitGroup::odd)
-    /// groups only change their signs.
+    /// The network keeps its function if only units of
+    /// [odd](crate::layout::UnitGroup::odd) groups change their signs.
     ///
     /// # Panics
     /// If a list that is not empty has another length than it should.
