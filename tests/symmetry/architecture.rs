@@ -33,6 +33,7 @@ pub struct Conv {
 
 /// One layer, with the sizes that it needs.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::enum_variant_names, reason = "dfdx calls it LayerNorm1D")]
 pub enum Layer {
     Linear(usize, usize, bool),
     Conv2d(Conv),
