@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fashion-MNIST, the network of convolutions of the G.pt paper: records runs, trains a
-# G.pt on them and makes the figures of benches/RESULTS.md. About two hours on two cores.
+# G.pt on them and makes the figures of benches/RESULTS.md. About an hour on two cores.
 # Interrupted, it goes on where it was.
 #
 #   scripts/fashion.sh [RUNS] [DATA]   RUNS (default: runs) takes stores, weights and reports,
@@ -18,9 +18,10 @@ step() { printf '%s  %s\n' "$(date -u +%H:%M:%S)" "$*" | tee -a $log; "$@"; }
 cargo build --release
 scripts/fetch-data.sh fashion-mnist "$data"
 data=$data/fashion-mnist
-step $lopt record fashion-mnist-cnn --data "$data" --out "$runs/fashion" --precision f16
+step $lopt record fashion-mnist-cnn --data "$data" --out "$runs/fashion" --precision f16 \
+    --runs 271
 step $lopt train fashion-mnist-cnn --store "$runs/fashion" --out "$runs/fashion.safetensors" \
-    --steps 5000 --report-every 500 --log $log
+    --held-out 16 --steps 3000 --report-every 500 --log $log
 step $lopt compare fashion-mnist-cnn --data "$data" --weights "$runs/fashion.safetensors" \
     --baseline-networks 8 --steps 600 --out "$runs/fashion.html" \
     --figure benches/fashion.svg | tee -a $log

@@ -435,6 +435,57 @@ mod tests {
     }
 
     #[test]
+    fn signs_are_noted_but_change_no_fingerprint() {
+        let build = |odd: bool| {
+            let mut builder = LayoutBuilder::new();
+            builder.scope("a", |b| b.linear(4, 6, true));
+            if odd {
+                builder.odd("Activation");
+            } else {
+                builder.unitwise("Activation");
+            }
+            builder.scope("b", |b| b.linear(6, 2, true));
+            builder.finish().unwrap()
+        };
+        let (odd, other) = (build(true), build(false));
+        assert!(odd.groups()[0].odd && !other.groups()[0].odd);
+        assert_eq!(odd.fingerprint(), other.fingerprint());
+        assert_eq!(odd.check_matches(&other), Ok(()));
+        // Layouts that were written before there were signs are read as they were.
+        let json = serde_json::to_string(&other).unwrap();
+        assert!(!json.contains("odd"), "{json}");
+        let json = serde_json::to_string(&odd).unwrap();
+        assert_eq!(serde_json::from_str::<Layout>(&json).unwrap(), odd);
+    }
+
+    #[test]
+    fn skips_and_frozen_tensors_tell_layouts_apart() {
+        type Layer = fn(&mut LayoutBuilder);
+        let build = |middle: Layer| {
+            let mut builder = LayoutBuilder::new();
+            builder.scope("a", |b| b.linear(4, 6, true));
+            middle(&mut builder);
+            builder.scope("c", |b| b.linear(6, 2, true));
+            builder.finish().unwrap()
+        };
+        let linear: Layer = |b| b.scope("b", |b| b.linear(6, 6, true));
+        let layouts = [
+            build(linear),
+            build(|b| b.residual(|b| b.scope("b", |b| b.linear(6, 6, true)))),
+            build(|b| b.frozen(|b| b.linear(6, 6, true))),
+            build(|b| b.frozen(|b| b.residual(|b| b.linear(6, 6, true)))),
+            build(|b| b.frozen(|b| b.scope("b", |b| b.linear(6, 6, false)))),
+        ];
+        let groups = layouts.each_ref().map(|layout| layout.groups().len());
+        assert_eq!(groups, [2, 1, 0, 0, 0]);
+        let parameters = layouts.each_ref().map(Layout::num_parameters);
+        assert_eq!(parameters, [86, 86, 44, 44, 44]);
+        let mut fingerprints = layouts.each_ref().map(|layout| layout.fingerprint().to_string());
+        fingerprints.sort_unstable();
+        assert!(fingerprints.windows(2).all(|pair| pair[0] != pair[1]));
+    }
+
+    #[test]
     fn names_do_not_change_the_fingerprint_but_structure_does() {
         let mut other = LayoutBuilder::new();
         other.scope("fc1", |b| b.linear(64, 10, true));

@@ -92,7 +92,24 @@ impl Symmetry {
                 (0..units).map(|_| rng.gen()).collect()
             })
             .collect();
-        Transformation { index: self.index(&permutations), flipped: self.flipped(&flips) }
+        self.transformation(&permutations, &flips)
+    }
+
+    /// Given permutations, as for [`index`](Self::index), and changes of sign:
+    /// those of the units `u` of group `g` with `flips[g][u]`, as they are numbered
+    /// after it. An empty list, for a group or for all, is for no changes.
+    ///
+    /// The network keeps its function if only units of
+    /// [odd](crate::layout::UnitGroup::odd) groups change their signs.
+    ///
+    /// # Panics
+    /// If a list that is not empty has another length than it should.
+    pub fn transformation(
+        &self,
+        permutations: &[Vec<usize>],
+        flips: &[Vec<bool>],
+    ) -> Transformation {
+        Transformation { index: self.index(permutations), flipped: self.flipped(flips) }
     }
 
     /// The gather index of given permutations: unit `u` of group `g` becomes
@@ -139,14 +156,16 @@ impl Symmetry {
         index
     }
 
-    /// Which positions of the flat vector change their sign if, in each group,
-    /// these units do (none, where the list is empty).
+    /// Which positions of the flat vector change their sign.
     fn flipped(&self, flips: &[Vec<bool>]) -> Vec<bool> {
         if flips.iter().all(Vec::is_empty) {
             return Vec::new();
         }
+        let groups = self.layout.groups();
+        assert_eq!(flips.len(), groups.len(), "signs for each unit group");
         let mut flipped = vec![false; self.layout.num_parameters()];
-        for (group, flips) in self.layout.groups().iter().zip(flips) {
+        for (group, flips) in groups.iter().zip(flips) {
+            assert!([0, group.units].contains(&flips.len()), "group `{}`", group.name);
             for axis in group.axes.iter().filter(|_| !flips.is_empty()) {
                 let tensor = &self.layout.tensors()[axis.tensor];
                 // A unit keeps its scale: that of what is shifted changes its sign.

@@ -580,6 +580,36 @@ mod tests {
     }
 
     #[test]
+    fn both_checkpoints_change_the_same_signs() {
+        let mut builder = LayoutBuilder::new();
+        builder.scope("hidden", |b| b.linear(3, 4, true));
+        builder.odd("Tanh");
+        builder.scope("output", |b| b.linear(4, 2, true));
+        let data = dataset(builder.finish().unwrap(), &[6, 7, 5], Precision::F32);
+        let len = data.layout().num_parameters();
+        let mut sampler = PairSampler::new(data, Part::Train, PairConfig::default()).unwrap();
+        let mut batch = PairBatch::new(32, len);
+        sampler.fill(0, &mut batch);
+        // All recorded values are positive, but for the first, which is zero.
+        let negative = |values: &[f32]| values.iter().map(|&v| v < 0.0).collect::<Vec<_>>();
+        let mut changed = 0;
+        for item in 0..32 {
+            let row = item * len..(item + 1) * len;
+            let (start, end) = (negative(&batch.start[row.clone()]), negative(&batch.end[row]));
+            assert!(start.iter().zip(&end).filter(|(a, b)| a != b).count() <= 1);
+            // The row of a unit, its bias and its columns; never an output bias.
+            for unit in 0..4 {
+                let sign = end[12 + unit];
+                changed += usize::from(sign);
+                assert!(end[3 * unit..3 * unit + 3].iter().all(|&s| s == sign));
+                assert!([16 + unit, 20 + unit].iter().all(|&i| end[i] == sign));
+            }
+            assert_eq!(end[24..], [false, false]);
+        }
+        assert!((32..96).contains(&changed), "{changed} of 128 units");
+    }
+
+    #[test]
     fn settings_that_cannot_be_used_are_errors() {
         let data = dataset(mlp(1, 2, 1), &[2, 2], Precision::F32);
         for config in [

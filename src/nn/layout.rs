@@ -43,7 +43,7 @@ impl<const K: usize, const S: usize, const P: usize> Layer for MaxPool2D<K, S, P
     const PARAMETERS: usize = 0;
 
     fn describe(layout: &mut LayoutBuilder) {
-        layout.unitwise(&format!("MaxPool2D<{K}, {S}, {P}>"));
+        layout.pool2d(&format!("MaxPool2D<{K}, {S}, {P}>"), false);
     }
 }
 
@@ -51,7 +51,7 @@ impl<const K: usize, const S: usize, const P: usize> Layer for AvgPool2D<K, S, P
     const PARAMETERS: usize = 0;
 
     fn describe(layout: &mut LayoutBuilder) {
-        layout.odd(&format!("AvgPool2D<{K}, {S}, {P}>"));
+        layout.pool2d(&format!("AvgPool2D<{K}, {S}, {P}>"), true);
     }
 }
 

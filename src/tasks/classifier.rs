@@ -10,7 +10,7 @@ use super::images::{answer, Images, Score};
 use super::stack::Stack;
 use super::training::{adam_config, dfdx_error, sgd_config, train_classifier, Algorithm};
 use super::{RecordingConfig, Task, TaskError, TrainingConfig};
-use crate::layout::{Layout, LayoutError};
+use crate::layout::Layout;
 use crate::metric::{MetricKind, Split};
 use crate::network::{flatten, unflatten, Network};
 
@@ -177,7 +177,7 @@ impl<N: ImageNetwork> Task for Classifier<N> {
         observe: &mut dyn FnMut(usize, &[f32]) -> ControlFlow<()>,
     ) -> Result<(), TaskError> {
         config.validate()?;
-        self.layout.check_length(start.len()).map_err(LayoutError::from)?;
+        self.layout.check_length(start.len())?;
         let device = Cpu::seed_from_u64(seed);
         device.try_enable_cache().map_err(dfdx_error)?;
         let mut model: N::Model = device.try_build_module::<N, f32>().map_err(dfdx_error)?;

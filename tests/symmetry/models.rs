@@ -1,5 +1,5 @@
-//! Properties: flat vectors keep every bit, and reordering the units of a group
-//! changes no output.
+//! dfdx models: reordering the units of a group changes no output, and flat
+//! vectors keep every bit.
 
 use dfdx::nn::tensor_collection::TensorCollection;
 use dfdx::prelude::*;
@@ -143,7 +143,7 @@ proptest! {
         keeps_outputs::<Deep>(seed, 5, scale);
         keeps_outputs::<Normalised>(seed, 2, scale);
         keeps_outputs::<Nested>(seed, 5, scale);
-        keeps_outputs::<Mixed>(seed, 1, scale);
+        keeps_outputs::<Mixed>(seed, 3, scale);
         keeps_outputs::<Plain>(seed, 2, scale);
     }
 
