@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::array::{max, mean, Array};
 
-pub const SEQUENCE: usize = 5;
+pub const SEQUENCE: usize = 6;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {

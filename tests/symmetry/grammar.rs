@@ -68,9 +68,10 @@ pub fn architecture(rng: &mut ChaCha8Rng) -> Architecture {
     }
     let (Shape::Vector(units) | Shape::Sequence(units) | Shape::Image(units, _)) = shape;
     layers.push(Layer::Linear(units, OUTPUTS, rng.gen()));
-    // Not always behind a reader of its own.
+    // Outputs that something reads as well.
     if rng.gen_bool(0.2) {
-        layers.push(Layer::Residual(vec![Layer::Activation(Activation::Tanh)]));
+        let tanh = Layer::Activation(Activation::Tanh);
+        layers.push(Layer::Residual(vec![tanh, Layer::Linear(OUTPUTS, OUTPUTS, rng.gen())]));
     }
     Architecture { input, words, layers }
 }
@@ -119,7 +120,7 @@ impl Grammar {
                 shape = next;
             }
         }
-        if shape != to || rng.gen_bool(0.7) {
+        if shape != to || rng.gen_bool(0.4) {
             layers.push(self.reader(rng, &mut shape, Some(to)));
         }
         layers
@@ -178,8 +179,11 @@ impl Grammar {
                     .unwrap()
                     .clone()
             }
-            // Over the vectors of a sequence, not over their units.
-            Shape::Sequence(_) if rng.gen_bool(0.3) => Layer::BatchNorm(SEQUENCE),
+            // Over the vectors of a sequence, not over their units. (If there are as
+            // many of both, the layout cannot tell: see `lopt::network::Layer`.)
+            Shape::Sequence(units) if units != SEQUENCE && rng.gen_bool(0.3) => {
+                Layer::BatchNorm(SEQUENCE)
+            }
             Shape::Sequence(units) => Layer::LayerNorm(units),
             Shape::Image(channels, _) => {
                 [Layer::BatchNorm2d(channels), Layer::Bias2d(channels), Layer::Slopes(channels)]
