@@ -47,4 +47,9 @@ for metric in loss error; do
     step $lopt eval mnist --data "$data" --weights "$weights" \
         --out "$runs/mnist-$metric-eval.html" | tee -a $log
 done
-scripts/figures.sh mnist benches/figures --data "$data" --weights "$runs/mnist-loss.safetensors"
+for figure in "initialisations --networks 32" "diversity --trainings 8" "walk --frames 32 --strip benches/figures/mnist-walk-strip.svg"; do
+    # shellcheck disable=SC2086
+    $lopt ${figure%% *} mnist --data "$data" --weights "$runs/mnist-loss.safetensors" \
+        --out "$runs/mnist-${figure%% *}.html" --figure "benches/figures/mnist-${figure%% *}.svg" \
+        ${figure#* } | tee -a benches/figures/mnist-figures.log
+done
