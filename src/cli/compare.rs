@@ -9,7 +9,7 @@ use lopt::report::{comparison_figure, comparison_page, comparison_table};
 use serde_json::json;
 
 use super::optimizer::OptimizerArguments;
-use super::output::{check_target, print, print_json, write_file, Failure};
+use super::output::{check_targets, print, write_file, Failure};
 use super::terminal::Terminal;
 
 /// Compare one update of G.pt with training by SGD and Adam
@@ -63,9 +63,7 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
     let begin = Instant::now();
-    for path in [Some(&arguments.out), arguments.figure.as_ref()].into_iter().flatten() {
-        check_target(path)?;
-    }
+    check_targets([Some(&arguments.out), arguments.figure.as_ref()])?;
     let mut loaded = arguments.optimizer.load(&arguments.task, arguments.seed, terminal)?;
     let defaults = BaselineConfig::default();
     let config = ComparisonConfig {
@@ -93,12 +91,8 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
     let seconds = begin.elapsed().as_secs_f64();
     if terminal.json {
         let mut value = serde_json::to_value(&comparison)?;
-        value["weights"] = json!(loaded.origin);
-        value["threads"] = json!(terminal.threads);
         value["seconds"] = json!(seconds);
-        value["report"] = json!(arguments.out);
-        value["lopt"] = json!(env!("CARGO_PKG_VERSION"));
-        return print_json(&value);
+        return loaded.print_json(&value, &arguments.out, terminal);
     }
     print(&format!(
         "{}\n{}\n\nMean and standard error over {} networks; {seconds:.0} s in all.\nReport: {}\n",

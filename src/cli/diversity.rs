@@ -7,7 +7,7 @@ use lopt::eval::{diversity, DiversityConfig};
 use lopt::report::{diversity_figure, diversity_page, diversity_table};
 
 use super::optimizer::OptimizerArguments;
-use super::output::{check_target, print, write_file, Failure};
+use super::output::{check_targets, print, write_file, Failure};
 use super::terminal::Terminal;
 
 /// Measure how much samples from one network and one prompt differ
@@ -53,9 +53,7 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
-    for path in [Some(&arguments.out), arguments.figure.as_ref()].into_iter().flatten() {
-        check_target(path)?;
-    }
+    check_targets([Some(&arguments.out), arguments.figure.as_ref()])?;
     let mut loaded = arguments.optimizer.load(&arguments.task, arguments.seed, terminal)?;
     let config = DiversityConfig {
         samples: arguments.samples as usize,

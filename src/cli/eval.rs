@@ -7,7 +7,7 @@ use lopt::eval::{evaluate, EvaluationConfig, UpdateConfig};
 use lopt::report::{evaluation_page, evaluation_table, prompting_figure};
 
 use super::optimizer::OptimizerArguments;
-use super::output::{check_target, print, write_file, Failure};
+use super::output::{check_targets, print, write_file, Failure};
 use super::terminal::Terminal;
 
 /// Measure how well G.pt does what it is asked
@@ -56,9 +56,7 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
-    for path in [Some(&arguments.out), arguments.figure.as_ref()].into_iter().flatten() {
-        check_target(path)?;
-    }
+    check_targets([Some(&arguments.out), arguments.figure.as_ref()])?;
     let mut loaded = arguments.optimizer.load(&arguments.task, arguments.seed, terminal)?;
     let config = EvaluationConfig {
         networks: arguments.networks as usize,

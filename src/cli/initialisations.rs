@@ -7,7 +7,7 @@ use lopt::eval::{initialisations, InitialisationConfig};
 use lopt::report::{initialisations_figure, initialisations_page, initialisations_table};
 
 use super::optimizer::OptimizerArguments;
-use super::output::{check_target, print, write_file, Failure};
+use super::output::{check_targets, print, write_file, Failure};
 use super::terminal::Terminal;
 
 /// Measure what G.pt makes of initialisations that it has not been trained on
@@ -50,9 +50,7 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
-    for path in [Some(&arguments.out), arguments.figure.as_ref()].into_iter().flatten() {
-        check_target(path)?;
-    }
+    check_targets([Some(&arguments.out), arguments.figure.as_ref()])?;
     let mut loaded = arguments.optimizer.load(&arguments.task, arguments.seed, terminal)?;
     let config = InitialisationConfig {
         networks: arguments.networks as usize,

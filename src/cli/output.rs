@@ -102,6 +102,11 @@ pub fn check_target(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Checks all files that a command is to write, before it works for them.
+pub fn check_targets<const N: usize>(paths: [Option<&PathBuf>; N]) -> Result<(), Failure> {
+    paths.into_iter().flatten().try_for_each(|path| check_target(path))
+}
+
 /// Writes a file, whole or not at all; the error names it.
 pub fn write_file(path: &Path, contents: &[u8]) -> Result<(), Failure> {
     make_folder(path)?;

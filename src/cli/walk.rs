@@ -7,7 +7,7 @@ use lopt::eval::{walk, WalkConfig};
 use lopt::report::{walk_figure, walk_page, walk_strip, walk_table};
 
 use super::optimizer::{finish, OptimizerArguments};
-use super::output::{check_target, print, write_file, Failure};
+use super::output::{check_targets, print, write_file, Failure};
 use super::terminal::Terminal;
 
 /// Walk in a circle through the noise that networks are sampled from
@@ -53,10 +53,7 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
-    let paths = [Some(&arguments.out), arguments.figure.as_ref(), arguments.strip.as_ref()];
-    for path in paths.into_iter().flatten() {
-        check_target(path)?;
-    }
+    check_targets([Some(&arguments.out), arguments.figure.as_ref(), arguments.strip.as_ref()])?;
     let mut loaded = arguments.optimizer.load(&arguments.task, arguments.seed, terminal)?;
     let config = WalkConfig {
         frames: usize::from(arguments.frames),

@@ -58,8 +58,7 @@ impl DiversityConfig {
         EvalError::check(self.samples > 1, "samples", self.samples, "at least 2")?;
         EvalError::check(self.trainings != 1, "trainings", self.trainings, "0, or at least 2")?;
         EvalError::check(self.landscape > 1, "landscape", self.landscape, "at least 2")?;
-        let finite = self.prompt.is_none_or(f64::is_finite);
-        EvalError::check(finite, "prompt", self.prompt.unwrap_or(0.0), "a finite value")
+        EvalError::check_prompt(self.prompt)
     }
 }
 

@@ -185,8 +185,7 @@ impl InitialisationConfig {
     pub fn validate(&self) -> Result<(), EvalError> {
         EvalError::check(self.networks > 0, "networks", self.networks, "at least 1")?;
         EvalError::check(self.updates > 0, "updates", self.updates, "at least 1")?;
-        let finite = self.prompt.is_none_or(f64::is_finite);
-        EvalError::check(finite, "prompt", self.prompt.unwrap_or(0.0), "a finite value")
+        EvalError::check_prompt(self.prompt)
     }
 }
 

@@ -70,6 +70,11 @@ pub enum EvalError {
 }
 
 impl EvalError {
+    fn check_prompt(prompt: Option<f64>) -> Result<(), Self> {
+        let finite = prompt.is_none_or(f64::is_finite);
+        Self::check(finite, "prompt", prompt.unwrap_or(0.0), "a finite value")
+    }
+
     fn check(
         ok: bool,
         field: &'static str,

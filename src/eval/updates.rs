@@ -68,9 +68,7 @@ impl UpdateConfig {
     /// # Errors
     /// The first field outside its range.
     pub fn validate(&self) -> Result<(), EvalError> {
-        if let Some(prompt) = self.prompt {
-            EvalError::check(prompt.is_finite(), "prompt", prompt, "a finite value")?;
-        }
+        EvalError::check_prompt(self.prompt)?;
         EvalError::check(self.recursive > 0, "recursive", self.recursive, "at least 1")?;
         EvalError::check(self.candidates > 0, "candidates", self.candidates, "at least 1")
     }
