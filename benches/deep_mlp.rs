@@ -2,12 +2,11 @@
 //! how well one update of networks that it has never seen does.
 //!
 //! ```text
-//! cargo bench --bench deep_mlp -- FOLDER [PATHS] [STEPS] [SEED]
+//! cargo bench --bench deep_mlp -- FOLDER [STEPS] [SEED]
 //! ```
 //!
 //! Records into FOLDER (once, a minute), trains a small G.pt on one thread (a
-//! minute or two), and prints a row of a table in benches/RESULTS.md. PATHS
-//! (default true) is whether tokens have the products along paths; STEPS (default
+//! minute), and prints a row of a table in benches/RESULTS.md. STEPS (default
 //! 2000) and SEED (default 0) are the training's.
 
 use std::sync::Arc;
@@ -128,10 +127,10 @@ fn record(store: &Store, digits: &Digits) -> Result<()> {
 }
 
 /// Trains a G.pt on the recorded runs; with its loss on runs held out.
-fn train(store: &Store, paths: bool, steps: u64, seed: u64) -> Result<(Weights, f64)> {
+fn train(store: &Store, steps: u64, seed: u64) -> Result<(Weights, f64)> {
     let config = DatasetConfig { held_out: 100, ..DatasetConfig::default() };
     let dataset = Arc::new(Dataset::load(store, &config)?);
-    let config = ModelConfig { width: 64, blocks: 3, paths, ..ModelConfig::default() };
+    let config = ModelConfig { width: 64, blocks: 3, ..ModelConfig::default() };
     let training =
         TrainerConfig { steps, batch: 32, ema_decay: 0.998, seed, ..TrainerConfig::default() };
     let mut trainer = Trainer::new(dataset, config, training, 1)?;
@@ -160,9 +159,8 @@ fn main() -> Result<()> {
     // Cargo adds an argument for benches.
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let folder = arguments.first().ok_or("expected a folder for the recorded runs")?;
-    let paths: bool = arguments.get(1).map_or(Ok(true), |text| text.parse())?;
     let number = |i: usize, default| arguments.get(i).map_or(Ok(default), |text| text.parse());
-    let (steps, seed) = (number(2, 2000)?, number(3, 0)?);
+    let (steps, seed) = (number(1, 2000)?, number(2, 0)?);
 
     let digits = Digits::load()?;
     let metrics = vec![Metric::VALIDATION_LOSS, Metric::TEST_LOSS, Metric::TEST_ERROR];
@@ -171,7 +169,7 @@ fn main() -> Result<()> {
     let store = Store::open_or_create(folder, metadata)?;
     record(&store, &digits)?;
     let start = Instant::now();
-    let (weights, held_out) = train(&store, paths, steps, seed)?;
+    let (weights, held_out) = train(&store, steps, seed)?;
     let seconds = start.elapsed().as_secs_f64();
 
     let best = weights.header.prompt_range.best;
@@ -183,7 +181,7 @@ fn main() -> Result<()> {
     for network in 0..NETWORKS {
         fresh.extend(flatten::<_, f32, _>(&new_model(seeds.run(network)?))?);
     }
-    let mut cells = vec![format!("| {paths} | {steps} | {seconds:.0} | {held_out:.4}")];
+    let mut cells = vec![format!("| {steps} | {seconds:.0} | {held_out:.4}")];
     let mut networks = fresh.clone();
     for _ in 0..3 {
         let current = column(&scores(&networks, &validation)?, 0);

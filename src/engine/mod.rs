@@ -16,7 +16,7 @@ mod threads;
 
 pub(crate) use cpu::linear;
 pub use float::Float;
-pub(crate) use ops::{AttentionShape, LayerNorm, Linear, Ops, Slot, Write};
+pub(crate) use ops::{AttentionShape, EdgeShape, EdgeSlots, LayerNorm, Linear, Ops, Slot, Write};
 pub use optimize::{adamw_ema, global_norm, AdamW, Update};
 pub use threads::Threads;
 

@@ -50,6 +50,52 @@ pub(crate) struct AttentionShape {
     pub width: usize,
 }
 
+/// Shape of a trilinear form of weights between units and the tokens at both ends:
+/// `sum over u, v, c, r of edges[n, u, v, c] to[row(u, n), r] from[row(v, n), c, r]`.
+///
+/// What the sums and products along edges compute are its derivatives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct EdgeShape {
+    /// Units `u` that messages go to.
+    pub to: usize,
+    /// Units `v` that they come from.
+    pub from: usize,
+    /// Values `c` of an edge.
+    pub channels: usize,
+    /// Values `r` of a message.
+    pub rank: usize,
+}
+
+impl EdgeShape {
+    /// Values of the edges to one unit.
+    pub fn columns(&self) -> usize {
+        self.from * self.channels
+    }
+
+    /// Values of all edges.
+    pub fn len(&self) -> usize {
+        self.to * self.columns()
+    }
+
+    /// Values of scratch memory.
+    pub fn scratch_len(&self) -> usize {
+        (self.to + self.columns()) * self.rank
+    }
+}
+
+/// Where the factors of an [`EdgeShape`]'s form lie, and its scratch memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EdgeSlots {
+    /// `[N, U, V, C]`.
+    pub edges: Slot,
+    /// `[U N, R]`.
+    pub to: Slot,
+    /// `[V N, C R]`.
+    pub from: Slot,
+    /// `[1, scratch_len]`.
+    pub scratch: Slot,
+}
+
 /// Whether a result replaces what a slot holds or is added to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Write {
@@ -80,8 +126,15 @@ pub(crate) trait Ops {
     fn linear_add(&mut self, rows: usize, layer: &Linear, x: Slot, residual: Slot, y: Slot);
     /// `y = gelu(x Wᵀ + b)`, and the slope of the GELU there if asked for.
     fn linear_gelu(&mut self, rows: usize, layer: &Linear, x: Slot, y: Slot, slope: Option<Slot>);
-    /// Gradients of the layer, and `dx = dy W` if asked for.
-    fn linear_backward(&mut self, rows: usize, layer: &Linear, x: Slot, dy: Slot, dx: Option<Slot>);
+    /// Gradients of the layer, and `dx = dy W`, or that added, if asked for.
+    fn linear_backward(
+        &mut self,
+        rows: usize,
+        layer: &Linear,
+        x: Slot,
+        dy: Slot,
+        dx: Option<(Slot, Write)>,
+    );
     /// `dy *= slope`.
     fn gelu_backward(&mut self, rows: usize, slope: Slot, dy: Slot);
 
@@ -134,6 +187,29 @@ pub(crate) trait Ops {
         dout: Slot,
         dqkv: Slot,
         scratch: Slot,
+    );
+
+    /// `to[row(u, n), r] = sum over v, c of edges[n, u, v, c] from[row(v, n), c, r]`.
+    fn edge_sum(&mut self, samples: usize, shape: &EdgeShape, slots: EdgeSlots);
+    /// `from[row(v, n), c, r] = sum over u of edges[n, u, v, c] to[row(u, n), r]`.
+    fn edge_sum_transposed(&mut self, samples: usize, shape: &EdgeShape, slots: EdgeSlots);
+    /// `edges[n, u, v, c] = sum over r of to[row(u, n), r] from[row(v, n), c, r]`, or that
+    /// added.
+    fn edge_product(&mut self, samples: usize, shape: &EdgeShape, slots: EdgeSlots, write: Write);
+    /// `out[n, u, v, c] += sum over r of gates[row(u, n), r] from[n, u, v, r, c]`: what edges
+    /// hold, times gates of the unit that they go to.
+    fn edge_gate(&mut self, samples: usize, shape: &EdgeShape, gates: Slot, from: Slot, out: Slot);
+    /// Gradient of the gates, and that of what was gated, which is added, if asked for.
+    #[allow(clippy::too_many_arguments)]
+    fn edge_gate_backward(
+        &mut self,
+        samples: usize,
+        shape: &EdgeShape,
+        gates: Slot,
+        from: Slot,
+        dout: Slot,
+        dgates: Slot,
+        dfrom: Option<Slot>,
     );
 
     /// `sum over n, c of w (output - target)²` with `w = entry[c] sample[n]`;

@@ -64,12 +64,9 @@ pub enum Tokenization {
         length: usize,
     },
     /// One token for each unit of each unit group, with everything attached to
-    /// it, of both vectors at once. A weight between two groups is attached to
-    /// the units that it computes.
-    ///
-    /// Equivariant to reordering units, but for those of a group that another
-    /// group reads: its order is that of the values in the other's tokens, and
-    /// training reorders it at random.
+    /// it alone, of both vectors at once. A weight between two units is an edge between
+    /// their tokens: messages go along it, and it is decoded from both. Equivariant to
+    /// reordering the units of every group.
     Units,
 }
 
@@ -139,13 +136,6 @@ pub struct ModelConfig {
     pub absolute_conditioning: bool,
     /// What is predicted. Default [`Prediction::Start`].
     pub prediction: Prediction,
-    /// Whether a unit's token also has the products of the starting weights
-    /// along the paths from the inputs to the unit, and from it to the outputs.
-    /// Only with [`Tokenization::Units`], and only where a weight lies between
-    /// two groups; other models set it to false. Default true (weights from before
-    /// there was a choice: false).
-    #[serde(default)]
-    pub paths: bool,
 }
 
 impl Default for ModelConfig {
@@ -165,7 +155,6 @@ impl Default for ModelConfig {
             signal_scaling: true,
             absolute_conditioning: true,
             prediction: Prediction::Start,
-            paths: true,
         }
     }
 }
@@ -194,7 +183,6 @@ impl ModelConfig {
             max_frequency_log2: 14.0,
             timestep_scale: 1.0,
             signal_scaling: false,
-            paths: false,
             ..Self::default()
         }
     }

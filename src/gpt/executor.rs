@@ -328,7 +328,7 @@ impl<F: Float> Executor<F> {
         rows: &mut [F],
         seed: impl Fn(&Arena, &Training, &mut Cpu<'_, F>, Range<usize>) -> f64 + Sync,
     ) -> Result<f64, EngineError> {
-        let Some(training) = self.arena.training else { return Err(EngineError::InferenceOnly) };
+        let Some(training) = &self.arena.training else { return Err(EngineError::InferenceOnly) };
         EngineError::check("gradient", gradient.len(), self.model.num_parameters())?;
         let job = Job {
             model: &self.model,
@@ -354,8 +354,8 @@ impl<F: Float> Executor<F> {
                     let mut loss = 0.0;
                     job.run(index, worker.arena.values(), gradient, |cpu, samples| {
                         let (from, count) = (samples.start - first, samples.len());
-                        loss += seed(job.arena, &training, cpu, samples.clone());
-                        job.model.backward(job.arena, &training, count, size > 0, cpu);
+                        loss += seed(job.arena, training, cpu, samples.clone());
+                        job.model.backward(job.arena, training, count, size > 0, cpu);
                         let rows = rows.get_mut(from * size..).unwrap_or_default();
                         let gradients = &cpu.arena[training.input.range(count)];
                         let gradients = gradients.chunks_exact(training.input.width);
@@ -498,10 +498,6 @@ impl<F: Float> Job<'_, F> {
             let embeddings = row[2 * size..].chunks_exact_mut(2 * frequencies.len() + 1);
             for (scalar, embedding) in scalars.zip(embeddings) {
                 embed(frequencies, scalar, embedding);
-            }
-            if let Some(paths) = self.model.paths() {
-                let (row, products) = row.split_at_mut(row.len() - paths.len());
-                paths.compute(&row[size..2 * size], products);
             }
         }
     }

@@ -5,12 +5,12 @@
 
 pub mod config;
 pub mod diffusion;
+mod edges;
 pub mod embedding;
 mod executor;
 mod file;
 pub mod normalizer;
 mod optimizer;
-mod paths;
 pub mod sampler;
 pub mod schedule;
 mod tokens;

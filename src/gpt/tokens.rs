@@ -2,11 +2,11 @@
 //!
 //! The input of one sample is one row of values: noised parameters, starting
 //! parameters, the embedded scalars (timestep, difference of metrics and, with
-//! absolute conditioning, target and present metric), and for networks with
-//! several unit groups the products along [`Paths`]. Every tokenization
+//! absolute conditioning, target and present metric). Every tokenization
 //! is the same thing: *classes* of tokens, each with a table of which values
 //! of that row go into which token. Tokens of a class share an encoder, as
-//! output tokens of a class share a decoder.
+//! output tokens of a class share a decoder. Weights between the units of two groups are
+//! [`Edges`] between their tokens.
 //!
 //! Output tokens come first, so that the last block can leave out the others.
 //!
@@ -15,7 +15,7 @@
 //! `build_splits`.
 
 use super::config::{ConfigError, ModelConfig, Tokenization};
-use super::paths::{unit_of, Paths};
+use super::edges::{unit_of, Edges};
 use crate::layout::Layout;
 
 /// Most parameters of a network that can be cut: far more than fit into a sample.
@@ -26,7 +26,9 @@ const MOST_TOKENS: usize = 1 << 16;
 /// Tokens that share an encoder.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct InputClass {
-    /// Number of values in a token, `C`.
+    /// Number of tokens.
+    pub tokens: usize,
+    /// Number of values in a token, `C`; none of units that have nothing but edges.
     pub values: usize,
     /// Position in the input row of every value, token by token.
     pub table: Vec<u32>,
@@ -37,7 +39,9 @@ pub(crate) struct InputClass {
 /// Tokens that share a decoder.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct OutputClass {
-    /// Number of values in a token, `C`.
+    /// Number of tokens.
+    pub tokens: usize,
+    /// Number of values in a token, `C`; none of units that have nothing but edges.
     pub values: usize,
     /// Position in the flat parameter vector of every value, token by token.
     pub table: Vec<u32>,
@@ -54,22 +58,8 @@ pub(crate) struct Tokens {
     pub positions: Vec<u32>,
     /// Length of the input row.
     pub input_len: usize,
-    /// What the end of the input row holds, if anything.
-    pub paths: Option<Paths>,
-}
-
-impl InputClass {
-    /// Number of tokens.
-    pub fn tokens(&self) -> usize {
-        self.table.len() / self.values
-    }
-}
-
-impl OutputClass {
-    /// Number of tokens.
-    pub fn tokens(&self) -> usize {
-        self.table.len() / self.values
-    }
+    /// Weights between the units of two groups.
+    pub edges: Vec<Edges>,
 }
 
 impl Tokens {
@@ -105,7 +95,7 @@ impl Tokens {
         let expected = format!("a tokenization into at most {MOST_TOKENS} tokens");
         ConfigError::check(least <= MOST_TOKENS, "tokens", &least, &expected)?;
         let tokens = match config.tokenization {
-            Tokenization::Units => units(config.paths, layout, input_len)?,
+            Tokenization::Units => units(layout, input_len)?,
             policy => reference(policy, layout, scalars, embedding, input_len),
         };
         Ok(tokens)
@@ -118,7 +108,7 @@ impl Tokens {
 
     /// Number of tokens that are decoded.
     pub fn num_outputs(&self) -> usize {
-        self.outputs.iter().map(OutputClass::tokens).sum()
+        self.outputs.iter().map(|class| class.tokens).sum()
     }
 
     /// Rows of the position embedding.
@@ -156,13 +146,18 @@ fn reference(
         Tokenization::LayerByLayer | Tokenization::Units => usize::MAX,
     };
     let inputs: Vec<_> = pieces(boundaries, length)
-        .map(|piece| InputClass { values: piece.len(), table: piece.collect(), bias: false })
+        .map(|piece| InputClass {
+            tokens: 1,
+            values: piece.len(),
+            table: piece.collect(),
+            bias: false,
+        })
         .collect();
     let outputs = pieces(vector, length)
-        .map(|piece| OutputClass { values: piece.len(), table: piece.collect() })
+        .map(|piece| OutputClass { tokens: 1, values: piece.len(), table: piece.collect() })
         .collect();
     let positions = (0..inputs.len() as u32).collect();
-    Tokens { inputs, outputs, positions, input_len, paths: None }
+    Tokens { inputs, outputs, positions, input_len, edges: Vec::new() }
 }
 
 /// Pieces of at most `length` of parts that follow each other.
@@ -180,74 +175,56 @@ fn pieces(parts: &[usize], length: usize) -> impl Iterator<Item = std::ops::Rang
 }
 
 /// One token for every unit of every group, with everything that is attached to
-/// the unit; one for every tensor that is attached to none; one for all scalars.
-///
-/// A tensor between two groups belongs to the group that produces it. What its
-/// units are to the other group, and the other way round, is what [`Paths`] tell.
-fn units(with_paths: bool, layout: &Layout, input_len: usize) -> Result<Tokens, ConfigError> {
+/// the unit alone; one for every tensor that is attached to none; one for all
+/// scalars. What is attached to two units is an edge between them.
+fn units(layout: &Layout, input_len: usize) -> Result<Tokens, ConfigError> {
     if layout.groups().is_empty() {
         return Err(ConfigError::NoUnitGroups);
     }
     let parameters = layout.num_parameters() as u32;
-    let mut groups: Vec<Vec<Unit>> =
-        layout.groups().iter().map(|group| vec![Unit::default(); group.units]).collect();
-    let mut others: Vec<Vec<Unit>> = Vec::new();
+    let mut classes: Vec<Vec<Vec<u32>>> =
+        layout.groups().iter().map(|group| vec![Vec::new(); group.units]).collect();
+    let first = |group: usize| layout.groups()[..group].iter().map(|group| group.units).sum();
+    let mut edges = Vec::new();
     for (index, tensor) in layout.tensors().iter().enumerate() {
-        let axes = || {
-            let groups = layout.groups().iter().enumerate();
-            groups.flat_map(|(g, group)| group.axes.iter().map(move |axis| (g, axis)))
+        let attached = |produces: bool| {
+            let mut axes = layout.groups().iter().enumerate().flat_map(|(g, group)| {
+                let tokens = first(g)..first(g) + group.units;
+                group.axes.iter().map(move |axis| (g, axis, tokens.clone()))
+            });
+            axes.find(|(_, axis, _)| axis.tensor == index && axis.produces == produces)
         };
-        let own = |produces| {
-            move |(_, axis): &(usize, &crate::layout::UnitAxis)| {
-                axis.tensor == index && axis.produces == produces
+        match (attached(true), attached(false)) {
+            (Some((_, row, to)), Some((_, column, from))) => {
+                edges.push(Edges::new(tensor, (row, to), (column, from), layout.num_parameters()));
             }
-        };
-        let owner = axes().find(own(true)).or_else(|| axes().find(own(false)));
-        let Some((group, axis)) = owner else {
-            let values = tensor.range().map(|i| i as u32).collect();
-            others.push(vec![Unit { values, ..Unit::default() }]);
-            continue;
-        };
-        for i in 0..tensor.num_elements() {
-            groups[group][unit_of(tensor, axis, i)].values.push((tensor.offset + i) as u32);
+            (Some((group, axis, _)), None) | (None, Some((group, axis, _))) => {
+                for i in 0..tensor.num_elements() {
+                    let unit = unit_of(tensor, axis, i);
+                    classes[group][unit].push((tensor.offset + i) as u32);
+                }
+            }
+            (None, None) => classes.push(vec![tensor.range().map(|i| i as u32).collect()]),
         }
     }
-    let paths = if with_paths { Paths::new(layout)? } else { None };
-    let row_len = input_len + paths.as_ref().map_or(0, Paths::len);
-    for (group, span) in paths.iter().flat_map(Paths::spans) {
-        for (unit, token) in groups[*group].iter_mut().enumerate() {
-            token.paths.extend(span.unit(unit).map(|i| (input_len + i) as u32));
-        }
-    }
-    groups.retain(|group| !group[0].values.is_empty());
 
     let (mut inputs, mut outputs, mut positions) = (Vec::new(), Vec::new(), Vec::new());
-    for class in groups.into_iter().chain(others) {
+    for class in classes {
         let position = inputs.len() as u32;
         positions.extend(std::iter::repeat_n(position, class.len()));
+        let values = class[0].len();
         let mut table = Vec::new();
         for unit in &class {
-            table.extend(&unit.values);
-            table.extend(unit.values.iter().map(|i| i + parameters));
-            table.extend(&unit.paths);
+            table.extend(unit);
+            table.extend(unit.iter().map(|i| i + parameters));
         }
-        inputs.push(InputClass { values: table.len() / class.len(), table, bias: false });
-        let table = class.iter().flat_map(|unit| &unit.values).copied().collect();
-        outputs.push(OutputClass { values: class[0].values.len(), table });
+        inputs.push(InputClass { tokens: class.len(), values: 2 * values, table, bias: false });
+        outputs.push(OutputClass { tokens: class.len(), values, table: class.concat() });
     }
     let scalars: Vec<u32> = (2 * parameters..input_len as u32).collect();
     positions.push(inputs.len() as u32);
-    inputs.push(InputClass { values: scalars.len(), table: scalars, bias: true });
-    Ok(Tokens { inputs, outputs, positions, input_len: row_len, paths })
-}
-
-/// What the token of a unit holds.
-#[derive(Clone, Default)]
-struct Unit {
-    /// Positions in the flat vector of what is attached to the unit.
-    values: Vec<u32>,
-    /// Positions in the input row of its products along paths.
-    paths: Vec<u32>,
+    inputs.push(InputClass { tokens: 1, values: scalars.len(), table: scalars, bias: true });
+    Ok(Tokens { inputs, outputs, positions, input_len, edges })
 }
 
 #[cfg(test)]
@@ -325,44 +302,45 @@ mod tests {
                     all.sort_unstable();
                     assert_eq!(all, (0..expected as u32).collect::<Vec<_>>(), "{policy:?}");
                 };
-                count(tokens.outputs.iter().map(|c| &c.table).collect(), layout.num_parameters());
-                count(tokens.inputs.iter().map(|c| &c.table).collect(), tokens.input_len);
-                let inputs: usize = tokens.inputs.iter().map(InputClass::tokens).sum();
+                let (inputs, outputs) = (tokens.inputs.iter(), tokens.outputs.iter());
+                let decoded = outputs.map(|c| &c.table);
+                let edges = tokens.edges.iter().map(|edges| &edges.table);
+                count(decoded.chain(edges).collect(), layout.num_parameters());
+                for way in 0..2 {
+                    let edges = tokens.edges.iter().map(|e| &e.directions[way].table);
+                    count(
+                        inputs.clone().map(|c| &c.table).chain(edges).collect(),
+                        tokens.input_len,
+                    );
+                }
+                let inputs: usize = inputs.map(|class| class.tokens).sum();
                 assert_eq!(inputs, tokens.len());
             }
         }
     }
 
     #[test]
-    fn a_weight_between_two_groups_belongs_to_the_one_that_produces_it() {
+    fn a_weight_between_two_groups_is_an_edge() {
         let tokens = Tokens::new(&config(Tokenization::Units), &mlp(&[2, 3, 4, 1])).unwrap();
-        let values: Vec<usize> = tokens.outputs.iter().map(|c| c.values).collect();
-        assert_eq!(values, [2 + 1, 3 + 1 + 1, 1]);
+        // A row and a bias; a bias and a column; the bias of the output.
+        assert_eq!(sizes(&tokens).1, [2 + 1, 1 + 1, 1]);
+        let [edges] = &tokens.edges[..] else { panic!("{:?}", tokens.edges) };
+        assert_eq!((edges.to.clone(), edges.from.clone(), edges.taps), (3..7, 0..3, 1));
+        assert_eq!(edges.table, (9..21).collect::<Vec<_>>());
+        let one = Tokens::new(&config(Tokenization::Units), &mlp(&[2, 3, 1])).unwrap();
+        assert!(one.edges.is_empty());
     }
 
     #[test]
-    fn tokens_have_the_paths_of_their_units() {
-        let config = ModelConfig { paths: true, ..config(Tokenization::Units) };
-        let layout = mlp(&[2, 3, 4, 1]);
-        let tokens = Tokens::new(&config, &layout).unwrap();
-        let plain = Tokens::new(&ModelConfig { paths: false, ..config }, &layout).unwrap();
-        // To one output for the first group, from two inputs for the second.
-        let values = |tokens: &Tokens| tokens.inputs.iter().map(|c| c.values).collect::<Vec<_>>();
-        assert_eq!(values(&plain), [2 * 3, 2 * 5, 2, 20]);
-        assert_eq!(values(&tokens), [2 * 3 + 1, 2 * 5 + 2, 2, 20]);
-        assert_eq!(tokens.outputs, plain.outputs);
-        assert_eq!(tokens.positions, plain.positions);
-        let mut read: Vec<u32> = tokens.inputs.iter().flat_map(|c| c.table.clone()).collect();
-        read.sort_unstable();
-        read.dedup();
-        assert!(read.iter().all(|&i| (i as usize) < tokens.input_len));
-        assert_eq!(read.iter().filter(|&&i| i as usize >= plain.input_len).count(), 3 + 4 * 2);
-
-        let one = Tokens::new(&config, &mlp(&[2, 3, 1])).unwrap();
-        assert_eq!(
-            one,
-            Tokens::new(&ModelConfig { paths: false, ..config }, &mlp(&[2, 3, 1])).unwrap()
-        );
+    fn a_unit_may_have_nothing_but_edges() {
+        let mut builder = LayoutBuilder::new();
+        builder.scope("a", |b| b.linear(2, 3, true));
+        builder.scope("b", |b| b.linear(3, 4, false));
+        builder.scope("c", |b| b.linear(4, 5, false));
+        builder.scope("d", |b| b.linear(5, 1, false));
+        let tokens = Tokens::new(&config(Tokenization::Units), &builder.finish().unwrap()).unwrap();
+        assert_eq!(sizes(&tokens).1, [3, 0, 1]);
+        assert_eq!((tokens.len(), tokens.edges.len()), (3 + 4 + 5 + 1, 2));
     }
 
     #[test]
@@ -374,11 +352,9 @@ mod tests {
         builder.pool_global("AvgPoolGlobal", true);
         builder.scope("c", |b| b.linear(32, 10, true));
         let tokens = Tokens::new(&ModelConfig::default(), &builder.finish().unwrap()).unwrap();
-        let outputs: Vec<usize> = tokens.outputs.iter().map(|c| c.values).collect();
-        assert_eq!(outputs, [9 + 1, 16 * 9 + 1 + 10, 10]);
-        let inputs: Vec<usize> = tokens.inputs.iter().map(|c| c.values).collect();
-        assert_eq!(inputs[..3], [2 * 10 + 10, 2 * 155 + 9, 20]);
+        assert_eq!(sizes(&tokens).1, [9 + 1, 1 + 10, 10]);
         assert_eq!(tokens.len(), 16 + 32 + 2);
+        assert_eq!((tokens.edges[0].taps, tokens.edges[0].table.len()), (9, 16 * 32 * 9));
     }
 
     #[test]

@@ -3,9 +3,11 @@
 //! ```text
 //! tokens of [noised P | start P | embedded scalars]
 //!   -> encoders -> LayerNorm -> + position embedding
-//!   -> L times: x += attention(LayerNorm(x)); x += mlp(LayerNorm(x))
-//!   -> LayerNorm -> decoders of the output tokens -> + start
+//!   -> L times: x += attention(LayerNorm(x)) + messages(LayerNorm(x)); x += mlp(LayerNorm(x))
+//!   -> LayerNorm -> decoders of the output tokens and edges -> + start
 //! ```
+//!
+//! Only networks with several unit groups have [edges](super::edges), and messages.
 //!
 //! A [`Transformer`] holds no values: it says which parameters there are, where
 //! they lie in one flat vector, and how a pass goes. An
@@ -31,7 +33,6 @@ use self::parameters::{Initial, Places};
 use super::config::{ConfigError, ModelConfig};
 use super::diffusion::NoiseSchedule;
 use super::embedding;
-use super::paths::Paths;
 use super::tokens::Tokens;
 use super::DIFFUSION_STEPS;
 use crate::engine::Float;
@@ -85,8 +86,6 @@ impl Transformer {
         limit("decoder_depth", config.decoder_depth, 1 << 6)?;
         limit("frequencies", config.frequencies, 1 << 16)?;
         let tokens = Tokens::new(&config, layout)?;
-        // What makes no difference is no difference between two models.
-        let config = ModelConfig { paths: tokens.paths.is_some(), ..config };
         let (places, specs, initial, num_parameters) = parameters::place(&config, &tokens)?;
         let frequencies = embedding::frequencies(config.frequencies, config.max_frequency_log2);
         let schedule = NoiseSchedule::linear(DIFFUSION_STEPS)?;
@@ -109,11 +108,6 @@ impl Transformer {
     pub(crate) fn signal_scale(&self, timestep: f64) -> f64 {
         let index = (timestep.max(0.0) as usize).min(self.signal.len() - 1);
         self.signal[index]
-    }
-
-    /// What the end of an input row is computed with.
-    pub(crate) fn paths(&self) -> Option<&Paths> {
-        self.tokens.paths.as_ref()
     }
 
     /// Shape of the network.

@@ -179,26 +179,27 @@ impl<E: Value> WithSimd for Forward<'_, E> {
         let Self { pass, rows, bias, input, out } = self;
         let (sizes, grid, outputs) = (pass.sizes, &pass.grid, pass.outputs());
         let padded_len = grid.padded_positions();
-        let mut image = vec![E::default(); grid.len()];
-        let mut padded = vec![E::default(); outputs * padded_len];
+        let mut scratch = E::take_scratch(grid.len() + outputs * padded_len);
+        let (image, padded) = scratch.split_at_mut(grid.len());
         let area = sizes.planes.output_area();
         // Groups of channels, of one image after the other.
         let inputs = input.chunks_exact(sizes.input_len() / sizes.groups);
         let outs = out.chunks_exact_mut(outputs * area);
         for (i, (input, out)) in inputs.zip(outs).enumerate() {
             let group = i % sizes.groups;
-            grid.load(simd, input, &mut image);
+            grid.load(simd, input, image);
             let product = Product {
                 rows: &rows[group],
                 sources: &pass.offsets,
                 positions: grid.positions(),
                 initial: &bias[group * outputs..][..outputs],
             };
-            product.run(simd, &image, &mut padded);
+            product.run(simd, image, padded);
             for (out, padded) in out.chunks_exact_mut(area).zip(padded.chunks_exact(padded_len)) {
                 grid.without_gaps(simd, padded, out);
             }
         }
+        E::put_scratch(scratch);
     }
 }
 
@@ -223,9 +224,10 @@ impl<E: Value> WithSimd for Backward<'_, E> {
         let group_len = input_len / sizes.groups;
         let images = IMAGES.min(out_gradient.len() / output_len);
 
-        let mut grids = vec![E::default(); images * grid.len()];
-        let mut grid_gradient = vec![E::default(); grid.len()];
-        let mut padded = vec![E::default(); images * outputs * padded_len];
+        let mut scratch =
+            E::take_scratch((images + 1) * grid.len() + images * outputs * padded_len);
+        let (grids, rest) = scratch.split_at_mut(images * grid.len());
+        let (grid_gradient, padded) = rest.split_at_mut(grid.len());
         let mut weight_gradient = vec![E::default(); sizes.outputs * taps];
         let mut bias_gradient = vec![E::default(); sizes.outputs];
 
@@ -257,7 +259,7 @@ impl<E: Value> WithSimd for Backward<'_, E> {
                     right_image: grid.len(),
                 };
                 let sums = &mut weight_gradient[group * outputs * taps..][..outputs * taps];
-                correlation.run(simd, &padded, &grids, sums);
+                correlation.run(simd, padded, grids, sums);
 
                 let sources: Vec<usize> = (0..outputs).map(|o| o * padded_len).collect();
                 let product = Product {
@@ -269,12 +271,13 @@ impl<E: Value> WithSimd for Backward<'_, E> {
                 for n in 0..count {
                     grid_gradient.fill(E::default());
                     let padded = &padded[n * outputs * padded_len..][..outputs * padded_len];
-                    product.run(simd, padded, &mut grid_gradient);
+                    product.run(simd, padded, grid_gradient);
                     let start = n * input_len + group * group_len;
-                    grid.add_to(simd, &grid_gradient, &mut input_gradient[start..][..group_len]);
+                    grid.add_to(simd, grid_gradient, &mut input_gradient[start..][..group_len]);
                 }
             }
         }
+        E::put_scratch(scratch);
         (weight_gradient, bias_gradient)
     }
 }

@@ -1,5 +1,7 @@
 //! Number types whose loops are written with vector registers.
 
+use std::cell::Cell;
+
 use dfdx::shapes::Dtype;
 use pulp::Simd;
 
@@ -32,14 +34,31 @@ pub trait Lanes: Copy + Sized + Send + Sync + 'static {
     fn load_part<S: Simd>(simd: S, from: &[Self]) -> Self::Vector<S>;
     /// Writes less than a vector.
     fn store_part<S: Simd>(simd: S, to: &mut [Self], vector: Self::Vector<S>);
+
+    /// Zeros to work with, in memory that the thread keeps from call to call: fresh pages
+    /// cost more than what is computed in them.
+    fn take_scratch(len: usize) -> Vec<Self>;
+    /// Gives them back.
+    fn put_scratch(scratch: Vec<Self>);
 }
 
 /// The most values that any instruction set has in a vector.
 pub(super) const MAX_LANES: usize = 16;
 
+/// What a thread keeps between calls.
+#[derive(Default)]
+struct Scratch {
+    f32: Cell<Vec<f32>>,
+    f64: Cell<Vec<f64>>,
+}
+
+thread_local! {
+    static SCRATCH: Scratch = Scratch::default();
+}
+
 macro_rules! lanes {
     (
-        $value:ty, $vector:ident, $splat:ident, $add:ident, $multiply_add:ident, $sum:ident,
+        $value:ident, $vector:ident, $splat:ident, $add:ident, $multiply_add:ident, $sum:ident,
         $load:ident, $store:ident
     ) => {
         impl Lanes for $value {
@@ -73,6 +92,16 @@ macro_rules! lanes {
             #[inline(always)]
             fn store_part<S: Simd>(simd: S, to: &mut [Self], vector: S::$vector) {
                 simd.$store(to, vector);
+            }
+
+            fn take_scratch(len: usize) -> Vec<Self> {
+                let mut scratch = SCRATCH.with(|kept| kept.$value.take());
+                scratch.clear();
+                scratch.resize(len, 0.0);
+                scratch
+            }
+            fn put_scratch(scratch: Vec<Self>) {
+                SCRATCH.with(|kept| kept.$value.set(scratch));
             }
         }
     };

@@ -9,6 +9,7 @@
 
 mod attention;
 mod columns;
+mod edges;
 mod few_rows;
 mod gelu;
 mod layer_norm;
@@ -24,7 +25,9 @@ pub(crate) use optimizer::{AdamStep, SumOfSquares};
 use std::ops::Range;
 
 use self::matmul::{multiply, Matrix};
-use super::{AttentionShape, EngineError, Float, LayerNorm, Linear, Ops, Slot, Write};
+use super::{
+    AttentionShape, EdgeShape, EdgeSlots, EngineError, Float, LayerNorm, Linear, Ops, Slot, Write,
+};
 
 /// Values that a lane loop treats at once: one AVX-512 register of `f32`.
 pub(crate) const LANES: usize = 16;
@@ -97,6 +100,23 @@ impl<F: Float> Cpu<'_, F> {
     /// Copies values into a slot.
     pub fn load(&mut self, slot: Slot, values: &[F]) {
         self.arena[slot.offset..][..values.len()].copy_from_slice(values);
+    }
+
+    /// The factors of a form along edges.
+    fn edges<'b>(
+        &'b mut self,
+        samples: usize,
+        shape: &'b EdgeShape,
+        slots: EdgeSlots,
+    ) -> edges::Edges<'b, F> {
+        let [edges, to, from, scratch] = self.slots([
+            slots.edges.range(samples),
+            slots.to.range(shape.to * samples),
+            slots.from.range(shape.from * samples),
+            slots.scratch.range(1),
+        ]);
+        let scratch = &mut scratch[..shape.scratch_len()];
+        edges::Edges { shape, samples, edges, to, from, scratch }
     }
 
     /// `y = x Wᵀ`, or that added to `y`.
@@ -196,7 +216,7 @@ impl<F: Float> Ops for Cpu<'_, F> {
         layer: &Linear,
         x: Slot,
         dy: Slot,
-        dx: Option<Slot>,
+        dx: Option<(Slot, Write)>,
     ) {
         let (inputs, outputs) = (layer.inputs, layer.outputs);
         let y_gradient = Matrix::new(&self.arena[dy.range(rows)], rows, outputs);
@@ -207,11 +227,11 @@ impl<F: Float> Ops for Cpu<'_, F> {
             let sum = &mut self.gradient[bias..bias + outputs];
             simd(columns::AddColumnSums { matrix: &self.arena[dy.range(rows)], sum });
         }
-        if let Some(dx) = dx {
+        if let Some((dx, write)) = dx {
             let weight = &self.parameters[layer.weight..][..outputs * inputs];
             let weight = Matrix::new(weight, outputs, inputs);
             let [dy, dx] = disjoint(self.arena, [dy.range(rows), dx.range(rows)]);
-            multiply(dx, Matrix::new(dy, rows, outputs), weight, Write::Set);
+            multiply(dx, Matrix::new(dy, rows, outputs), weight, write);
         }
     }
 
@@ -314,6 +334,46 @@ impl<F: Float> Ops for Cpu<'_, F> {
             scratch.range(1),
         ]);
         simd(attention::Backward { shape, qkv, probabilities, dout, dqkv, scratch });
+    }
+
+    fn edge_sum(&mut self, samples: usize, shape: &EdgeShape, slots: EdgeSlots) {
+        self.edges(samples, shape, slots).sum();
+    }
+
+    fn edge_sum_transposed(&mut self, samples: usize, shape: &EdgeShape, slots: EdgeSlots) {
+        self.edges(samples, shape, slots).sum_transposed();
+    }
+
+    fn edge_product(&mut self, samples: usize, shape: &EdgeShape, slots: EdgeSlots, write: Write) {
+        self.edges(samples, shape, slots).product(write);
+    }
+
+    fn edge_gate(&mut self, samples: usize, shape: &EdgeShape, gates: Slot, from: Slot, out: Slot) {
+        let ranges = [gates.range(shape.to * samples), from.range(samples), out.range(samples)];
+        let [gates, from, out] = self.slots(ranges);
+        edges::gate(shape, samples, gates, from, out);
+    }
+
+    fn edge_gate_backward(
+        &mut self,
+        samples: usize,
+        shape: &EdgeShape,
+        gates: Slot,
+        from: Slot,
+        dout: Slot,
+        dgates: Slot,
+        dfrom: Option<Slot>,
+    ) {
+        let rows = shape.to * samples;
+        let [gates, from, dout, dgates, dfrom_values] = self.slots([
+            gates.range(rows),
+            from.range(samples),
+            dout.range(samples),
+            dgates.range(rows),
+            dfrom.map_or(0..0, |slot| slot.range(samples)),
+        ]);
+        let dfrom = dfrom.map(|_| dfrom_values);
+        edges::gate_backward(shape, samples, (gates, dgates), (from, dfrom), dout);
     }
 
     fn squared_error(

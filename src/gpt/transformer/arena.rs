@@ -2,7 +2,8 @@
 
 use super::Transformer;
 use crate::engine::cpu::{attention_scratch_len, padded};
-use crate::engine::{AttentionShape, Linear, Slot};
+use crate::engine::{AttentionShape, EdgeShape, EdgeSlots, Linear, Slot};
+use crate::gpt::edges::Edges;
 
 /// Activations of one pass over at most `samples` samples.
 ///
@@ -31,10 +32,32 @@ pub(crate) struct Arena {
     /// Normalised output tokens.
     pub(super) decoded: Slot,
     pub(super) decoders: Vec<Layers>,
+    /// For all edges of a tensor, both directions of messages, and the decoder.
+    pub(super) edges: Vec<([Messages; 2], DecodedEdges)>,
     pub(super) attention: AttentionShape,
     pub(super) scratch: Slot,
     /// What only training needs.
     pub training: Option<Training>,
+}
+
+/// Messages in one direction.
+#[derive(Clone, Debug)]
+pub(super) struct Messages {
+    pub shape: EdgeShape,
+    /// Edges, what is sent, and the gradient of what is received: that itself has a place
+    /// in every block.
+    pub slots: EdgeSlots,
+}
+
+/// Edges that are decoded.
+#[derive(Clone, Debug)]
+pub(super) struct DecodedEdges {
+    pub shape: EdgeShape,
+    /// Decoded weights, and the factors that they are the product of.
+    pub slots: EdgeSlots,
+    pub gates: Slot,
+    /// Noised and starting weights and their gates.
+    pub gate_shape: EdgeShape,
 }
 
 /// Slots of an encoder or decoder.
@@ -54,13 +77,15 @@ pub(super) struct Hidden {
     pub slope: Option<Slot>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct BlockSlots {
     pub stats_attention: Slot,
     pub normed_attention: Slot,
     pub qkv: Slot,
     pub probabilities: Slot,
     pub attended: Slot,
+    /// For all edges of a tensor, the messages that arrive along them and against them.
+    pub received: Vec<[Slot; 2]>,
     /// The stream between attention and MLP.
     pub middle: Slot,
     pub stats_mlp: Slot,
@@ -71,7 +96,7 @@ pub(super) struct BlockSlots {
 }
 
 /// Slots that only training needs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Training {
     /// `[N, P]`.
     pub target: Slot,
@@ -93,6 +118,17 @@ pub(crate) struct Training {
     pub(super) qkv: Slot,
     /// Gradient of the values of one input class; its width is the class's.
     pub(super) values: Slot,
+    /// For all edges of a tensor.
+    pub(super) edges: Vec<EdgeGradients>,
+}
+
+/// Gradients of edges, and of what they are decoded from.
+#[derive(Clone, Debug)]
+pub(super) struct EdgeGradients {
+    pub directions: [Slot; 2],
+    pub to: Slot,
+    pub from: Slot,
+    pub gates: Slot,
 }
 
 impl Arena {
@@ -114,21 +150,23 @@ impl Arena {
         let output = space.take(samples, parameters);
         let layers = |space: &mut Space, rows: usize, values: usize, chain: &[Linear]| Layers {
             values: space.take(rows, values),
-            hidden: chain[1..].iter().map(|_| space.hidden(rows, width, training)).collect(),
+            hidden: chain.iter().skip(1).map(|_| space.hidden(rows, width, training)).collect(),
         };
         let encoders = tokens.inputs.iter().zip(&model.places.encoders);
         let encoders = encoders
-            .map(|(class, chain)| layers(&mut space, class.tokens() * samples, class.values, chain))
+            .map(|(class, chain)| layers(&mut space, class.tokens * samples, class.values, chain))
             .collect();
         let conditioning = space.take(samples, width);
         let encoded = space.take(total, width);
         let stats_in = space.take(total, 2);
         let stream = space.take(total, width);
 
+        let edges: Vec<_> = tokens.edges.iter().map(|edges| space.edges(samples, edges)).collect();
+
         let mut blocks: Vec<BlockSlots> = Vec::with_capacity(config.blocks);
         for _ in 0..config.blocks {
             let slots = match blocks.last() {
-                Some(&shared) if !training => shared,
+                Some(shared) if !training => shared.clone(),
                 _ => BlockSlots {
                     stats_attention: space.take(total, 2),
                     normed_attention: space.take(total, width),
@@ -138,6 +176,15 @@ impl Arena {
                         (config.heads * tokens.len()).saturating_mul(padded(tokens.len())),
                     ),
                     attended: space.take(total, width),
+                    received: edges
+                        .iter()
+                        .map(|(messages, _)| {
+                            messages.each_ref().map(|messages| {
+                                let EdgeShape { to, rank, .. } = messages.shape;
+                                space.take(to * samples, rank)
+                            })
+                        })
+                        .collect(),
                     middle: if training { space.take(total, width) } else { stream },
                     stats_mlp: space.take(total, 2),
                     normed_mlp: space.take(total, width),
@@ -151,7 +198,7 @@ impl Arena {
         let decoded = space.take(outputs, width);
         let decoders = tokens.outputs.iter().zip(&model.places.decoders);
         let decoders = decoders
-            .map(|(class, chain)| layers(&mut space, class.tokens() * samples, class.values, chain))
+            .map(|(class, chain)| layers(&mut space, class.tokens * samples, class.values, chain))
             .collect();
         let scratch = space.take(1, attention_scratch_len(&attention));
         let training = training.then(|| {
@@ -167,6 +214,7 @@ impl Arena {
                 wide: space.take(total, 4 * width),
                 qkv: space.take(total, 3 * width),
                 values: space.take(samples, widest),
+                edges: edges.iter().map(|edges| space.edge_gradients(samples, edges)).collect(),
             }
         });
         Self {
@@ -183,6 +231,7 @@ impl Arena {
             stats_out,
             decoded,
             decoders,
+            edges,
             attention,
             scratch,
             training,
@@ -217,5 +266,45 @@ impl Space {
     fn hidden(&mut self, rows: usize, width: usize, training: bool) -> Hidden {
         let value = self.take(rows, width);
         Hidden { value, slope: training.then(|| self.take(rows, width)) }
+    }
+
+    fn edges(&mut self, samples: usize, edges: &Edges) -> ([Messages; 2], DecodedEdges) {
+        let rank = edges.rank();
+        let messages = edges.directions.each_ref().map(|direction| {
+            let (to, from) = (direction.to.len(), direction.from.len());
+            let shape = EdgeShape { to, from, channels: 2 * edges.taps, rank };
+            Messages { shape, slots: self.edge_slots(samples, &shape) }
+        });
+        let shape = EdgeShape { channels: edges.taps, ..messages[0].shape };
+        let decoded = DecodedEdges {
+            slots: self.edge_slots(samples, &shape),
+            gates: self.take(shape.to * samples, 2),
+            gate_shape: EdgeShape { rank: 2, ..shape },
+            shape,
+        };
+        (messages, decoded)
+    }
+
+    fn edge_slots(&mut self, samples: usize, shape: &EdgeShape) -> EdgeSlots {
+        EdgeSlots {
+            edges: self.take(samples, shape.len()),
+            to: self.take(shape.to * samples, shape.rank),
+            from: self.take(shape.from * samples, shape.channels * shape.rank),
+            scratch: self.take(1, shape.scratch_len()),
+        }
+    }
+
+    fn edge_gradients(
+        &mut self,
+        samples: usize,
+        (messages, decoded): &([Messages; 2], DecodedEdges),
+    ) -> EdgeGradients {
+        let shape = &decoded.shape;
+        EdgeGradients {
+            directions: messages.each_ref().map(|m| self.take(samples, m.shape.len())),
+            to: self.take(shape.to * samples, shape.rank),
+            from: self.take(shape.from * samples, shape.channels * shape.rank),
+            gates: self.take(shape.to * samples, decoded.gate_shape.rank),
+        }
     }
 }

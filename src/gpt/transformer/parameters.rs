@@ -2,6 +2,7 @@
 
 use crate::engine::{LayerNorm, Linear};
 use crate::gpt::config::{Conditioning, ConfigError, ModelConfig};
+use crate::gpt::edges::Edges;
 use crate::gpt::tokens::Tokens;
 
 /// One trainable tensor of a transformer in the flat vector of all of them.
@@ -53,6 +54,25 @@ pub(super) struct Places {
     pub norm_out: LayerNorm,
     /// For each output class, the layers of its decoder.
     pub decoders: Vec<Vec<Linear>>,
+    /// For all edges of a tensor, how they are decoded.
+    pub edge_decoders: Vec<EdgeDecoder>,
+}
+
+/// How a message is made of its sender's token, and added to that of who gets it.
+#[derive(Clone, Debug)]
+pub(super) struct Messages {
+    pub send: Linear,
+    pub receive: Linear,
+}
+
+/// How edges are decoded from the tokens at their ends.
+#[derive(Clone, Debug)]
+pub(super) struct EdgeDecoder {
+    /// The factors of what is added, [`Edges::rank`] terms for each weight.
+    pub to: Linear,
+    pub from: Linear,
+    /// How much of a unit's noised and starting weights is added.
+    pub gates: Linear,
 }
 
 #[derive(Clone, Debug)]
@@ -61,6 +81,8 @@ pub(super) struct BlockPlaces {
     /// Keys, queries and values as one layer of `3 D` outputs.
     pub qkv: Linear,
     pub projection: Linear,
+    /// For all edges of a tensor, messages along them and against them.
+    pub messages: Vec<[Messages; 2]>,
     pub norm_mlp: LayerNorm,
     pub expand: Linear,
     pub contract: Linear,
@@ -77,13 +99,15 @@ pub(super) fn place(
         let shape = vec![1, tokens.num_positions(), width];
         list.add("decoder.pos_emb".into(), shape, false, Initial::Zero)
     };
-    let blocks = (0..config.blocks).map(|i| block(&mut list, i, width)).collect();
+    let blocks = (0..config.blocks).map(|i| block(&mut list, i, width, &tokens.edges)).collect();
     let encoders = tokens
         .inputs
         .iter()
         .enumerate()
         .map(|(class, input)| {
-            (0..config.encoder_depth)
+            // There is nothing to encode in units that have nothing but edges.
+            let depth = if input.values == 0 { 0 } else { config.encoder_depth };
+            (0..depth)
                 .map(|depth| {
                     let name = format!("decoder.input_parameter_projections.{class}.{}", 2 * depth);
                     let inputs = if depth == 0 { input.values } else { width };
@@ -104,7 +128,8 @@ pub(super) fn place(
         .iter()
         .enumerate()
         .map(|(class, output)| {
-            (0..config.decoder_depth)
+            let depth = if output.values == 0 { 0 } else { config.decoder_depth };
+            (0..depth)
                 .map(|depth| {
                     let name =
                         format!("decoder.output_parameter_projections.{class}.{}", 2 * depth);
@@ -117,7 +142,33 @@ pub(super) fn place(
                 .collect()
         })
         .collect();
-    let places = Places { encoders, conditioning, positions, norm_in, blocks, norm_out, decoders };
+    let edge_decoders = tokens
+        .edges
+        .iter()
+        .enumerate()
+        .map(|(i, edges)| {
+            let mut linear = |end: &str, outputs: usize, initial: Initial| {
+                let name = format!("decoder.output_edge_projections.{i}.{end}");
+                list.linear(&name, width, outputs, false, initial)
+            };
+            let rank = edges.rank();
+            EdgeDecoder {
+                to: linear("to", rank, Initial::Normal),
+                from: linear("from", edges.taps * rank, Initial::Zero),
+                gates: linear("gates", 2, Initial::Zero),
+            }
+        })
+        .collect();
+    let places = Places {
+        encoders,
+        conditioning,
+        positions,
+        norm_in,
+        blocks,
+        norm_out,
+        decoders,
+        edge_decoders,
+    };
     // Far above any machine's memory, and far below where offsets overflow.
     let most = 1usize << 40;
     let fits = list.end.is_some_and(|end| end <= most);
@@ -125,7 +176,7 @@ pub(super) fn place(
     Ok((places, list.specs, list.initial, list.end.unwrap_or(0)))
 }
 
-fn block(list: &mut List, index: usize, width: usize) -> BlockPlaces {
+fn block(list: &mut List, index: usize, width: usize, edges: &[Edges]) -> BlockPlaces {
     let name = |part: &str| format!("decoder.blocks.{index}.{part}");
     let norm_attention = list.norm(&name("ln1"), width);
     let norm_mlp = list.norm(&name("ln2"), width);
@@ -134,7 +185,17 @@ fn block(list: &mut List, index: usize, width: usize) -> BlockPlaces {
     let projection = list.linear(&name("attn.proj"), width, width, true, normal);
     let expand = list.linear(&name("mlp.0"), width, 4 * width, true, normal);
     let contract = list.linear(&name("mlp.2"), 4 * width, width, true, normal);
-    BlockPlaces { norm_attention, qkv, projection, norm_mlp, expand, contract }
+    let messages = edges.iter().enumerate().map(|(i, edges)| {
+        ["along", "against"].map(|way| {
+            let name = |part: &str| name(&format!("edges.{i}.{way}.{part}"));
+            let (rank, channels) = (edges.rank(), 2 * edges.taps);
+            let send = list.linear(&name("send"), width, channels * rank, false, normal);
+            let receive = list.linear(&name("receive"), rank, width, false, normal);
+            Messages { send, receive }
+        })
+    });
+    let messages = messages.collect();
+    BlockPlaces { norm_attention, qkv, projection, messages, norm_mlp, expand, contract }
 }
 
 /// Tensors placed so far. `end` is where the next one goes, none after an

@@ -1,8 +1,9 @@
 //! Forward and backward pass, written once over the engine's operations.
 
-use super::arena::{Arena, Layers, Training};
+use super::arena::{Arena, BlockSlots, Layers, Training};
+use super::parameters::BlockPlaces;
 use super::Transformer;
-use crate::engine::{AttentionShape, Linear, Ops, Slot, Write};
+use crate::engine::{AttentionShape, EdgeSlots, Linear, Ops, Slot, Write};
 
 impl Transformer {
     /// Output of `samples` inputs, from `arena.input` to `arena.output`.
@@ -14,11 +15,20 @@ impl Transformer {
         let mut first = 0;
         let encoders = tokens.inputs.iter().zip(&places.encoders).zip(&arena.encoders);
         for ((class, chain), slots) in encoders {
-            ops.gather(&class.table, samples, arena.input, slots.values);
-            let rows = class.tokens() * samples;
+            let rows = class.tokens * samples;
             let encoded = arena.encoded.skip(first);
-            project(ops, rows, chain, slots, slots.values, encoded);
+            if class.values > 0 {
+                ops.gather(&class.table, samples, arena.input, slots.values);
+                project(ops, rows, chain, slots, slots.values, encoded);
+            } else {
+                ops.clear(rows, encoded);
+            }
             first += rows;
+        }
+        for (edges, (messages, _)) in tokens.edges.iter().zip(&arena.edges) {
+            for (direction, messages) in edges.directions.iter().zip(messages) {
+                ops.gather(&direction.table, samples, arena.input, messages.slots.edges);
+            }
         }
         ops.layer_norm(total, &places.norm_in, arena.encoded, arena.stream, arena.stats_in);
         ops.add_positions(&tokens.positions, samples, places.positions, arena.stream);
@@ -47,6 +57,7 @@ impl Transformer {
                 arena.scratch,
             );
             ops.linear_add(rows, &block.projection, slots.attended, stream, slots.middle);
+            self.pass_messages(arena, block, slots, samples, ops);
 
             ops.layer_norm(rows, &block.norm_mlp, slots.middle, slots.normed_mlp, slots.stats_mlp);
             let hidden = slots.hidden;
@@ -60,10 +71,134 @@ impl Transformer {
         let mut first = 0;
         let decoders = tokens.outputs.iter().zip(&places.decoders).zip(&arena.decoders);
         for ((class, chain), slots) in decoders {
-            let rows = class.tokens() * samples;
-            project(ops, rows, chain, slots, arena.decoded.skip(first), slots.values);
-            ops.scatter_add(&class.table, samples, slots.values, arena.output);
+            let rows = class.tokens * samples;
+            if class.values > 0 {
+                project(ops, rows, chain, slots, arena.decoded.skip(first), slots.values);
+                ops.scatter_add(&class.table, samples, slots.values, arena.output);
+            }
             first += rows;
+        }
+        self.decode_edges(arena, samples, ops);
+    }
+
+    /// Adds what units send each other to the stream of a block.
+    fn pass_messages(
+        &self,
+        arena: &Arena,
+        block: &BlockPlaces,
+        slots: &BlockSlots,
+        samples: usize,
+        ops: &mut impl Ops,
+    ) {
+        for (i, edges) in self.tokens.edges.iter().enumerate() {
+            for (way, direction) in edges.directions.iter().enumerate() {
+                let (layers, messages) = (&block.messages[i][way], &arena.edges[i].0[way]);
+                let sender = slots.normed_attention.skip(direction.from.start * samples);
+                let rows = direction.from.len() * samples;
+                ops.linear(rows, &layers.send, sender, messages.slots.from);
+                let received = slots.received[i][way];
+                let slots_here = EdgeSlots { to: received, ..messages.slots };
+                ops.edge_sum(samples, &messages.shape, slots_here);
+                let middle = slots.middle.skip(direction.to.start * samples);
+                let rows = direction.to.len() * samples;
+                ops.linear_add(rows, &layers.receive, received, middle, middle);
+            }
+        }
+    }
+
+    /// Gradients of [`pass_messages`](Self::pass_messages): reads that of the stream after
+    /// it, and adds to that of the normalised tokens.
+    #[allow(clippy::too_many_arguments)]
+    fn pass_messages_backward(
+        &self,
+        arena: &Arena,
+        training: &Training,
+        block: &BlockPlaces,
+        slots: &BlockSlots,
+        samples: usize,
+        inputs: bool,
+        ops: &mut impl Ops,
+    ) {
+        for (i, edges) in self.tokens.edges.iter().enumerate() {
+            for (way, direction) in edges.directions.iter().enumerate() {
+                let (layers, messages) = (&block.messages[i][way], &arena.edges[i].0[way]);
+                let gradient = training.stream.skip(direction.to.start * samples);
+                let (received, rows) = (slots.received[i][way], direction.to.len() * samples);
+                let wanted = Some((messages.slots.to, Write::Set));
+                ops.linear_backward(rows, &layers.receive, received, gradient, wanted);
+                let sender = slots.normed_attention.skip(direction.from.start * samples);
+                let rows = direction.from.len() * samples;
+                if inputs {
+                    // What was sent was not kept.
+                    ops.linear(rows, &layers.send, sender, messages.slots.from);
+                    let of_edges = training.edges[i].directions[way];
+                    let slots = EdgeSlots { edges: of_edges, ..messages.slots };
+                    ops.edge_product(samples, &messages.shape, slots, Write::Add);
+                }
+                ops.edge_sum_transposed(samples, &messages.shape, messages.slots);
+                let sent = training.branch.skip(direction.from.start * samples);
+                let wanted = Some((sent, Write::Add));
+                ops.linear_backward(rows, &layers.send, sender, messages.slots.from, wanted);
+            }
+        }
+    }
+
+    /// Adds what is decoded for the edges to the output.
+    fn decode_edges(&self, arena: &Arena, samples: usize, ops: &mut impl Ops) {
+        let edges = self.tokens.edges.iter().zip(&arena.edges).zip(&self.places.edge_decoders);
+        for ((edges, (messages, decoded)), layers) in edges {
+            let to = arena.decoded.skip(edges.to.start * samples);
+            let from = arena.decoded.skip(edges.from.start * samples);
+            let slots = decoded.slots;
+            ops.linear(edges.to.len() * samples, &layers.to, to, slots.to);
+            ops.linear(edges.from.len() * samples, &layers.from, from, slots.from);
+            ops.edge_product(samples, &decoded.shape, slots, Write::Set);
+            ops.linear(edges.to.len() * samples, &layers.gates, to, decoded.gates);
+            let given = messages[0].slots.edges;
+            ops.edge_gate(samples, &decoded.gate_shape, decoded.gates, given, slots.edges);
+            ops.scatter_add(&edges.table, samples, slots.edges, arena.output);
+        }
+    }
+
+    /// Gradients of [`decode_edges`](Self::decode_edges), which are added to those of the
+    /// decoded tokens.
+    fn decode_edges_backward(
+        &self,
+        arena: &Arena,
+        training: &Training,
+        samples: usize,
+        inputs: bool,
+        ops: &mut impl Ops,
+    ) {
+        let edges = self.tokens.edges.iter().zip(&arena.edges).zip(&self.places.edge_decoders);
+        for (((edges, (messages, decoded)), layers), gradients) in edges.zip(&training.edges) {
+            let slots = decoded.slots;
+            // The decoded weights are not needed any more: their gradient takes their place.
+            ops.gather(&edges.table, samples, arena.output, slots.edges);
+            let of_to = EdgeSlots { to: gradients.to, ..slots };
+            ops.edge_sum(samples, &decoded.shape, of_to);
+            let of_from = EdgeSlots { from: gradients.from, ..slots };
+            ops.edge_sum_transposed(samples, &decoded.shape, of_from);
+            let (given, of_given) = (messages[0].slots.edges, gradients.directions[0]);
+            ops.edge_gate_backward(
+                samples,
+                &decoded.gate_shape,
+                decoded.gates,
+                given,
+                slots.edges,
+                gradients.gates,
+                inputs.then_some(of_given),
+            );
+            for (layer, units, gradient) in [
+                (&layers.to, &edges.to, gradients.to),
+                (&layers.from, &edges.from, gradients.from),
+                (&layers.gates, &edges.to, gradients.gates),
+            ] {
+                let [x, dx] =
+                    [arena.decoded, training.branch].map(|s| s.skip(units.start * samples));
+                let wanted = Some((dx, Write::Add));
+                ops.linear_backward(units.len() * samples, layer, x, gradient, wanted);
+            }
         }
     }
 
@@ -87,14 +222,22 @@ impl Transformer {
         let mut first = 0;
         let decoders = tokens.outputs.iter().zip(&places.decoders).zip(&arena.decoders);
         for ((class, chain), slots) in decoders {
-            // The decoded values are not needed any more: their gradient takes their place.
-            ops.gather(&class.table, samples, arena.output, slots.values);
-            let rows = class.tokens() * samples;
-            let x = arena.decoded.skip(first);
-            let dx = Some(branch.skip(first));
-            project_backward(ops, rows, chain, slots, training, x, slots.values, dx);
+            let rows = class.tokens * samples;
+            let (x, dx) = (arena.decoded.skip(first), branch.skip(first));
+            if class.values > 0 {
+                // The decoded values are not needed any more: their gradient takes their place.
+                ops.gather(&class.table, samples, arena.output, slots.values);
+                project_backward(ops, rows, chain, slots, training, x, slots.values, Some(dx));
+            } else {
+                ops.clear(rows, dx);
+            }
             first += rows;
         }
+        if inputs {
+            let edges = training.edges.iter().flat_map(|edges| edges.directions);
+            edges.for_each(|slot| ops.clear(samples, slot));
+        }
+        self.decode_edges_backward(arena, training, samples, inputs, ops);
         let ends = |i: usize| arena.blocks[i].end;
         let last = ends(arena.blocks.len() - 1);
         let (norm, stats) = (&places.norm_out, arena.stats_out);
@@ -106,15 +249,15 @@ impl Transformer {
             let start = if i == 0 { arena.stream } else { ends(i - 1) };
 
             let (wide, hidden) = (training.wide, slots.hidden);
-            ops.linear_backward(rows, &block.contract, hidden.value, stream, Some(wide));
+            ops.linear_backward(rows, &block.contract, hidden.value, stream, set(wide));
             if let Some(slope) = hidden.slope {
                 ops.gelu_backward(rows, slope, wide);
             }
-            ops.linear_backward(rows, &block.expand, slots.normed_mlp, wide, Some(branch));
+            ops.linear_backward(rows, &block.expand, slots.normed_mlp, wide, set(branch));
             let (norm, stats) = (&block.norm_mlp, slots.stats_mlp);
             ops.layer_norm_backward(rows, norm, slots.middle, stats, branch, stream, Write::Add);
 
-            ops.linear_backward(rows, &block.projection, slots.attended, stream, Some(branch));
+            ops.linear_backward(rows, &block.projection, slots.attended, stream, set(branch));
             ops.attention_backward(
                 samples,
                 &attention,
@@ -125,7 +268,8 @@ impl Transformer {
                 arena.scratch,
             );
             let normed = slots.normed_attention;
-            ops.linear_backward(total, &block.qkv, normed, training.qkv, Some(branch));
+            ops.linear_backward(total, &block.qkv, normed, training.qkv, set(branch));
+            self.pass_messages_backward(arena, training, block, slots, samples, inputs, ops);
             let (norm, stats) = (&block.norm_attention, slots.stats_attention);
             ops.layer_norm_backward(total, norm, start, stats, branch, stream, Write::Add);
         }
@@ -144,15 +288,24 @@ impl Transformer {
         let mut first = 0;
         let encoders = tokens.inputs.iter().zip(&places.encoders).zip(&arena.encoders);
         for ((class, chain), slots) in encoders {
-            let rows = class.tokens() * samples;
-            let dx = Slot { width: class.values, ..training.values };
-            let dy = branch.skip(first);
-            let wanted = inputs.then_some(dx);
-            project_backward(ops, rows, chain, slots, training, slots.values, dy, wanted);
-            if inputs {
-                ops.scatter_add(&class.table, samples, dx, training.input);
+            let rows = class.tokens * samples;
+            if class.values > 0 {
+                let dx = Slot { width: class.values, ..training.values };
+                let dy = branch.skip(first);
+                let wanted = inputs.then_some(dx);
+                project_backward(ops, rows, chain, slots, training, slots.values, dy, wanted);
+                if inputs {
+                    ops.scatter_add(&class.table, samples, dx, training.input);
+                }
             }
             first += rows;
+        }
+        if inputs {
+            for (edges, gradients) in tokens.edges.iter().zip(&training.edges) {
+                for (direction, &slot) in edges.directions.iter().zip(&gradients.directions) {
+                    ops.scatter_add(&direction.table, samples, slot, training.input);
+                }
+            }
         }
     }
 
@@ -163,6 +316,11 @@ impl Transformer {
         let queries = if last { self.tokens.num_outputs() } else { self.tokens.len() };
         (queries * samples, AttentionShape { queries, ..arena.attention })
     }
+}
+
+/// Where a gradient goes that replaces what is there.
+fn set(slot: Slot) -> Option<(Slot, Write)> {
+    Some((slot, Write::Set))
 }
 
 /// An encoder or decoder: linear layers with a GELU between them.
@@ -192,10 +350,10 @@ fn project_backward(
     let mut dy = dy;
     for (i, layer) in chain.iter().enumerate().rev() {
         match i.checked_sub(1).map(|before| slots.hidden[before]) {
-            None => ops.linear_backward(rows, layer, x, dy, dx),
+            None => ops.linear_backward(rows, layer, x, dy, dx.and_then(set)),
             Some(hidden) => {
                 let dhidden = training.hidden[i % 2];
-                ops.linear_backward(rows, layer, hidden.value, dy, Some(dhidden));
+                ops.linear_backward(rows, layer, hidden.value, dy, set(dhidden));
                 if let Some(slope) = hidden.slope {
                     ops.gelu_backward(rows, slope, dhidden);
                 }

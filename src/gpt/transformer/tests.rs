@@ -44,6 +44,25 @@ const TOKENIZATIONS: [Tokenization; 5] = [
     Tokenization::Units,
 ];
 
+/// A network of several groups, with convolutions, a residual, blocks of columns, and units
+/// that have nothing but edges.
+fn graph() -> Layout {
+    let mut builder = LayoutBuilder::new();
+    builder.scope("a", |b| b.conv2d("Conv2D<2>", 1, 3, 2, 1, true));
+    builder.residual(|b| b.scope("b", |b| b.conv2d("Conv2D<1>", 3, 3, 1, 1, true)));
+    builder.flatten("Flatten2D");
+    builder.scope("c", |b| b.linear(3 * 2, 4, false));
+    builder.scope("d", |b| b.linear(4, 2, false));
+    builder.scope("e", |b| b.linear(2, 2, true));
+    builder.finish().unwrap()
+}
+
+/// Every tokenization of a network with one group, and the graph.
+fn networks(sizes: &[usize]) -> impl Iterator<Item = (Tokenization, Layout)> + '_ {
+    let one_group = TOKENIZATIONS.into_iter().map(|tokenization| (tokenization, mlp(sizes)));
+    one_group.chain([(Tokenization::Units, graph())])
+}
+
 /// A batch of random inputs.
 struct Batch<F> {
     noised: Vec<F>,
@@ -99,9 +118,8 @@ fn parameters<F: Float>(model: &Transformer, seed: u64) -> Vec<F> {
 
 #[test]
 fn gradients_match_central_differences() {
-    for tokenization in TOKENIZATIONS {
+    for (tokenization, layout) in networks(&[3, 4, 2]) {
         for absolute_conditioning in [false, true] {
-            let layout = mlp(&[3, 4, 2]);
             let mut config = ModelConfig { absolute_conditioning, ..config(tokenization) };
             if !absolute_conditioning {
                 config.conditioning = Conditioning::OwnTokens;
@@ -190,8 +208,7 @@ fn gradient_of_the_input_matches_central_differences() {
 
 #[test]
 fn single_precision_follows_double_precision() {
-    for tokenization in TOKENIZATIONS {
-        let layout = mlp(&[5, 7, 3]);
+    for (tokenization, layout) in networks(&[5, 7, 3]) {
         let config = ModelConfig { width: 40, heads: 5, ..config(tokenization) };
         let model = Arc::new(Transformer::new(config, &layout).unwrap());
         let size = layout.num_parameters();
@@ -228,8 +245,7 @@ fn single_precision_follows_double_precision() {
 
 #[test]
 fn inference_equals_training_and_batches_do_not_matter() {
-    for tokenization in TOKENIZATIONS {
-        let layout = mlp(&[3, 4, 2]);
+    for (tokenization, layout) in networks(&[3, 4, 2]) {
         let model = Arc::new(Transformer::new(config(tokenization), &layout).unwrap());
         let size = layout.num_parameters();
         // More samples than one pass takes.
@@ -291,8 +307,7 @@ fn same_seed_and_threads_give_the_same_bits() {
 
 #[test]
 fn a_fresh_model_returns_the_start() {
-    for tokenization in TOKENIZATIONS {
-        let layout = mlp(&[3, 4, 2]);
+    for (tokenization, layout) in networks(&[3, 4, 2]) {
         let model = Arc::new(Transformer::new(config(tokenization), &layout).unwrap());
         let parameters: Vec<f32> = model.initialize(0);
         let batch = Batch::<f32>::random(2, layout.num_parameters(), 1);
@@ -305,13 +320,11 @@ fn a_fresh_model_returns_the_start() {
 
 #[test]
 fn reordering_units_reorders_the_output() {
-    // Of several groups the last: the others' order is known to those that read them.
-    for (sizes, orders) in [
-        (&[6, 5, 3][..], vec![vec![3, 1, 4, 0, 2]]),
-        (&[3, 4, 5, 2], vec![vec![0, 1, 2, 3], vec![3, 1, 4, 0, 2]]),
-    ] {
-        reordering_reorders(&mlp(sizes), &orders);
-    }
+    let orders = [vec![3, 1, 4, 0, 2], vec![2, 0, 3, 1]];
+    reordering_reorders(&mlp(&[6, 5, 3]), &orders[..1]);
+    reordering_reorders(&mlp(&[3, 5, 4, 2]), &orders);
+    let orders = [vec![2, 0, 1], vec![2, 0, 3, 1], vec![1, 0]];
+    reordering_reorders(&graph(), &orders);
 }
 
 fn reordering_reorders(layout: &Layout, orders: &[Vec<usize>]) {
