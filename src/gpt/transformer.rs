@@ -20,6 +20,7 @@
 //! Peebles et al. 2022, arXiv:2209.12892, and its code (`transformer.py`).
 
 mod arena;
+mod edges;
 mod parameters;
 mod pass;
 
