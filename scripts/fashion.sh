@@ -19,9 +19,9 @@ cargo build --release
 scripts/fetch-data.sh fashion-mnist "$data"
 data=$data/fashion-mnist
 step $lopt record fashion-mnist-cnn --data "$data" --out "$runs/fashion" --precision f16 \
-    --runs 271
+    --runs 1046
 step $lopt train fashion-mnist-cnn --store "$runs/fashion" --out "$runs/fashion.safetensors" \
-    --held-out 16 --steps 3000 --report-every 500 --log $log
+    --held-out 40 --steps 1500 --report-every 250 --log $log
 step $lopt compare fashion-mnist-cnn --data "$data" --weights "$runs/fashion.safetensors" \
     --baseline-networks 8 --steps 600 --out "$runs/fashion.html" \
     --figure benches/fashion.svg | tee -a $log
