@@ -19,32 +19,27 @@ model=(--width 192 --heads 6 --blocks 6)
 cargo build --release
 scripts/fetch-data.sh mnist "$data"
 data=$data/mnist
-# 1. Short trainings at the paper's rate, and a first G.pt on them. Their ends depend on
-#    the order of the examples as much as on the start, but they are quickly recorded.
-rough=(--data "$data" --out "$runs/mnist-rough" --precision f16 --steps 800 --learning-rate 0.1
-    --saves 40)
-step $lopt record mnist "${rough[@]}" --runs 4000
+# 1. Trainings from random initialisations, and a first G.pt on them.
+step $lopt record mnist --data "$data" --out "$runs/mnist" --precision f16 --runs 4000
 [ -e "$runs/mnist-first.safetensors" ] ||
-    step $lopt train mnist --store "$runs/mnist-rough" --out "$runs/mnist-first.safetensors" \
+    step $lopt train mnist --store "$runs/mnist" --out "$runs/mnist-first.safetensors" \
         "${model[@]}" --steps 6000 --report-every 500 --log $log
 # 2. More of them, and trainings from its samples, which updates in a row will start at.
-step $lopt record mnist "${rough[@]}" --runs 5200
-step $lopt record mnist "${rough[@]}" --runs 6088 \
+step $lopt record mnist --data "$data" --out "$runs/mnist" --precision f16 --runs 6088 \
     --start-from "$runs/mnist-first.safetensors" --from-run 5200
 # 3. On from the first G.pt; in the end with more pairs that go from an initialisation to
 #    the end of a run.
 [ -e "$runs/mnist-second.safetensors" ] ||
-    step $lopt train mnist --store "$runs/mnist-rough" --out "$runs/mnist-second.safetensors" \
+    step $lopt train mnist --store "$runs/mnist" --out "$runs/mnist-second.safetensors" \
         "${model[@]}" --init "$runs/mnist-first.safetensors" --steps 8000 \
         --learning-rate 1.5e-3 --report-every 500 --log $log
-[ -e "$runs/mnist-third.safetensors" ] ||
-    step $lopt train mnist --store "$runs/mnist-rough" --out "$runs/mnist-third.safetensors" \
-        "${model[@]}" --init "$runs/mnist-second.safetensors" --steps 5000 \
-        --learning-rate 1.2e-3 --from-start 0.5 --by-metric 0.2 --report-every 500 --log $log
-[ -e "$runs/mnist-fourth.safetensors" ] ||
-    step $lopt train mnist --store "$runs/mnist-rough" --out "$runs/mnist-fourth.safetensors" \
-        "${model[@]}" --init "$runs/mnist-third.safetensors" --steps 3400 \
-        --learning-rate 1e-3 --from-start 0.5 --by-metric 0.2 --report-every 500 --log $log
+step $lopt train mnist --store "$runs/mnist" --out "$runs/mnist-loss.safetensors" "${model[@]}" \
+    --init "$runs/mnist-second.safetensors" --steps 5000 --learning-rate 1.2e-3 \
+    --from-start 0.5 --by-metric 0.2 --report-every 500 --log $log
+# 4. From the G.pt for losses the one for errors.
+step $lopt train mnist --store "$runs/mnist" --out "$runs/mnist-error.safetensors" "${model[@]}" \
+    --init "$runs/mnist-loss.safetensors" --metric error --steps 2000 --learning-rate 1e-3 \
+    --from-start 0.5 --by-metric 0.3 --report-every 500 --log $log
 for metric in loss error; do
     weights=$runs/mnist-$metric.safetensors
     step $lopt compare mnist --data "$data" --weights "$weights" --baseline-networks 16 --out "$runs/mnist-$metric.html" \
