@@ -23,7 +23,7 @@ step $lopt record fashion-mnist-cnn --data "$data" --out "$runs/fashion" --preci
 step $lopt train fashion-mnist-cnn --store "$runs/fashion" --out "$runs/fashion.safetensors" \
     --held-out 40 --steps 1500 --report-every 250 --log $log
 step $lopt compare fashion-mnist-cnn --data "$data" --weights "$runs/fashion.safetensors" \
-    --baseline-networks 8 --steps 600 --out "$runs/fashion.html" \
+    --baseline-networks 4 --steps 300 --out "$runs/fashion.html" \
     --figure benches/fashion.svg | tee -a $log
 step $lopt eval fashion-mnist-cnn --data "$data" --weights "$runs/fashion.safetensors" \
     --out "$runs/fashion-eval.html" | tee -a $log
