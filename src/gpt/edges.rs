@@ -27,16 +27,12 @@ pub(super) fn unit_of(tensor: &TensorSpec, axis: &UnitAxis, i: usize) -> usize {
 /// computed.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Edges {
-    /// Tokens of the units that the weights compute.
-    pub to: Range<usize>,
-    /// Tokens of the units that they read.
-    pub from: Range<usize>,
     /// Weights between a unit and another: several with convolutions.
     pub taps: usize,
     /// Position in the flat vector of every weight, `[to, from, taps]`.
     pub table: Vec<u32>,
-    /// Positions in the input row of noised and starting weights, along the edges and
-    /// against them.
+    /// Along the edges, from the units that the weights read to those that they compute,
+    /// and against them.
     pub directions: [Direction; 2],
 }
 
@@ -51,6 +47,10 @@ pub(crate) struct Direction {
     /// starting ones.
     pub table: Vec<u32>,
 }
+
+/// Gates of a unit's edges when they are decoded: of the noised weights and of the starting
+/// ones.
+pub(super) const GATES: usize = 2;
 
 impl Edges {
     /// The weights of a tensor between two groups, whose units have the tokens
@@ -74,13 +74,12 @@ impl Edges {
         let along = between.iter().flat_map(both).collect();
         let columnwise = (0..columns).flat_map(|v| (0..rows).map(move |u| u * columns + v));
         let against = columnwise.flat_map(|pair| both(&between[pair])).collect();
-        let (to, from) = (to.1, from.1);
         let directions = [
-            Direction { to: to.clone(), from: from.clone(), table: along },
-            Direction { to: from.clone(), from: to.clone(), table: against },
+            Direction { to: to.1.clone(), from: from.1.clone(), table: along },
+            Direction { to: from.1, from: to.1, table: against },
         ];
         let taps = tensor.num_elements() / (rows * columns);
-        Self { to, from, taps, table: between.concat(), directions }
+        Self { taps, table: between.concat(), directions }
     }
 
     /// Values in a message, and terms in what is decoded for each weight: fewer where

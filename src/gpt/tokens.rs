@@ -325,7 +325,8 @@ mod tests {
         // A row and a bias; a bias and a column; the bias of the output.
         assert_eq!(sizes(&tokens).1, [2 + 1, 1 + 1, 1]);
         let [edges] = &tokens.edges[..] else { panic!("{:?}", tokens.edges) };
-        assert_eq!((edges.to.clone(), edges.from.clone(), edges.taps), (3..7, 0..3, 1));
+        let along = &edges.directions[0];
+        assert_eq!((along.to.clone(), along.from.clone(), edges.taps), (3..7, 0..3, 1));
         assert_eq!(edges.table, (9..21).collect::<Vec<_>>());
         let one = Tokens::new(&config(Tokenization::Units), &mlp(&[2, 3, 1])).unwrap();
         assert!(one.edges.is_empty());

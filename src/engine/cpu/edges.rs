@@ -4,18 +4,16 @@
 use super::matmul::{multiply, Matrix};
 use crate::engine::{EdgeShape, Float, Write};
 
-impl EdgeShape {
-    /// Copies the rows of one sample next to each other.
-    fn collect<F: Float>(rows: &[F], sample: usize, samples: usize, width: usize, to: &mut [F]) {
-        let rows = rows.chunks_exact(width).skip(sample).step_by(samples);
-        to.chunks_exact_mut(width).zip(rows).for_each(|(to, row)| to.copy_from_slice(row));
-    }
+/// Copies the rows of one sample next to each other.
+fn collect<F: Float>(rows: &[F], sample: usize, samples: usize, width: usize, to: &mut [F]) {
+    let rows = rows.chunks_exact(width).skip(sample).step_by(samples);
+    to.chunks_exact_mut(width).zip(rows).for_each(|(to, row)| to.copy_from_slice(row));
+}
 
-    /// Undoes [`collect`](Self::collect).
-    fn spread<F: Float>(from: &[F], sample: usize, samples: usize, width: usize, rows: &mut [F]) {
-        let rows = rows.chunks_exact_mut(width).skip(sample).step_by(samples);
-        from.chunks_exact(width).zip(rows).for_each(|(from, row)| row.copy_from_slice(from));
-    }
+/// Undoes [`collect`].
+fn spread<F: Float>(from: &[F], sample: usize, samples: usize, width: usize, rows: &mut [F]) {
+    let rows = rows.chunks_exact_mut(width).skip(sample).step_by(samples);
+    from.chunks_exact(width).zip(rows).for_each(|(from, row)| row.copy_from_slice(from));
 }
 
 /// The factors of an [`EdgeShape`]'s trilinear form: `edges [N, U, V, C]`, `to [U N, R]`,
@@ -39,17 +37,17 @@ impl<F: Float> Edges<'_, F> {
         let (own_to, own_from) = scratch.split_at_mut(shape.to * rank);
         for (sample, edges) in edges.chunks_exact_mut(shape.len()).enumerate() {
             if read[0] {
-                EdgeShape::collect(to, sample, samples, rank, own_to);
+                collect(to, sample, samples, rank, own_to);
             }
             if read[1] {
-                EdgeShape::collect(from, sample, samples, wide, own_from);
+                collect(from, sample, samples, wide, own_from);
             }
             product(edges, own_to, own_from);
             if !read[0] {
-                EdgeShape::spread(own_to, sample, samples, rank, to);
+                spread(own_to, sample, samples, rank, to);
             }
             if !read[1] {
-                EdgeShape::spread(own_from, sample, samples, wide, from);
+                spread(own_from, sample, samples, wide, from);
             }
         }
     }

@@ -3,7 +3,7 @@
 use super::Transformer;
 use crate::engine::cpu::{attention_scratch_len, padded};
 use crate::engine::{AttentionShape, EdgeShape, EdgeSlots, Linear, Slot};
-use crate::gpt::edges::Edges;
+use crate::gpt::edges::{Edges, GATES};
 
 /// Activations of one pass over at most `samples` samples.
 ///
@@ -56,8 +56,13 @@ pub(super) struct DecodedEdges {
     /// Decoded weights, and the factors that they are the product of.
     pub slots: EdgeSlots,
     pub gates: Slot,
-    /// Noised and starting weights and their gates.
-    pub gate_shape: EdgeShape,
+}
+
+impl DecodedEdges {
+    /// Noised and starting weights, times their gates.
+    pub fn gate_shape(&self) -> EdgeShape {
+        EdgeShape { rank: GATES, ..self.shape }
+    }
 }
 
 /// Slots of an encoder or decoder.
@@ -278,8 +283,7 @@ impl Space {
         let shape = EdgeShape { channels: edges.taps, ..messages[0].shape };
         let decoded = DecodedEdges {
             slots: self.edge_slots(samples, &shape),
-            gates: self.take(shape.to * samples, 2),
-            gate_shape: EdgeShape { rank: 2, ..shape },
+            gates: self.take(shape.to * samples, GATES),
             shape,
         };
         (messages, decoded)
@@ -304,7 +308,7 @@ impl Space {
             directions: messages.each_ref().map(|m| self.take(samples, m.shape.len())),
             to: self.take(shape.to * samples, shape.rank),
             from: self.take(shape.from * samples, shape.channels * shape.rank),
-            gates: self.take(shape.to * samples, decoded.gate_shape.rank),
+            gates: self.take(shape.to * samples, GATES),
         }
     }
 }

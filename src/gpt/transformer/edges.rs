@@ -72,15 +72,16 @@ impl Transformer {
     pub(super) fn decode_edges(&self, arena: &Arena, samples: usize, ops: &mut impl Ops) {
         let edges = self.tokens.edges.iter().zip(&arena.edges).zip(&self.places.edge_decoders);
         for ((edges, (messages, decoded)), layers) in edges {
-            let to = arena.decoded.skip(edges.to.start * samples);
-            let from = arena.decoded.skip(edges.from.start * samples);
+            let along = &edges.directions[0];
+            let to = arena.decoded.skip(along.to.start * samples);
+            let from = arena.decoded.skip(along.from.start * samples);
             let slots = decoded.slots;
-            ops.linear(edges.to.len() * samples, &layers.to, to, slots.to);
-            ops.linear(edges.from.len() * samples, &layers.from, from, slots.from);
+            ops.linear(along.to.len() * samples, &layers.to, to, slots.to);
+            ops.linear(along.from.len() * samples, &layers.from, from, slots.from);
             ops.edge_product(samples, &decoded.shape, slots, Write::Set);
-            ops.linear(edges.to.len() * samples, &layers.gates, to, decoded.gates);
+            ops.linear(along.to.len() * samples, &layers.gates, to, decoded.gates);
             let given = messages[0].slots.edges;
-            ops.edge_gate(samples, &decoded.gate_shape, decoded.gates, given, slots.edges);
+            ops.edge_gate(samples, &decoded.gate_shape(), decoded.gates, given, slots.edges);
             ops.scatter_add(&edges.table, samples, slots.edges, arena.output);
         }
     }
@@ -107,17 +108,18 @@ impl Transformer {
             let (given, of_given) = (messages[0].slots.edges, gradients.directions[0]);
             ops.edge_gate_backward(
                 samples,
-                &decoded.gate_shape,
+                &decoded.gate_shape(),
                 decoded.gates,
                 given,
                 slots.edges,
                 gradients.gates,
                 inputs.then_some(of_given),
             );
+            let along = &edges.directions[0];
             for (layer, units, gradient) in [
-                (&layers.to, &edges.to, gradients.to),
-                (&layers.from, &edges.from, gradients.from),
-                (&layers.gates, &edges.to, gradients.gates),
+                (&layers.to, &along.to, gradients.to),
+                (&layers.from, &along.from, gradients.from),
+                (&layers.gates, &along.to, gradients.gates),
             ] {
                 let [x, dx] =
                     [arena.decoded, training.branch].map(|s| s.skip(units.start * samples));

@@ -2,7 +2,7 @@
 
 use crate::engine::{LayerNorm, Linear};
 use crate::gpt::config::{Conditioning, ConfigError, ModelConfig};
-use crate::gpt::edges::Edges;
+use crate::gpt::edges::{Edges, GATES};
 use crate::gpt::tokens::Tokens;
 
 /// One trainable tensor of a transformer in the flat vector of all of them.
@@ -155,7 +155,7 @@ pub(super) fn place(
             EdgeDecoder {
                 to: linear("to", rank, Initial::Normal),
                 from: linear("from", edges.taps * rank, Initial::Zero),
-                gates: linear("gates", 2, Initial::Zero),
+                gates: linear("gates", GATES, Initial::Zero),
             }
         })
         .collect();
