@@ -81,6 +81,8 @@ fn wrong_arguments_end_with_two() {
     assert!(fails(&["compare", "--threads", "0"], 2).contains("--threads"));
     assert!(fails(&["compare", "--networks", "-1"], 2).contains("-1 is not in 1.."));
     assert!(fails(&["compare", "--prompt", "nan"], 2).contains("expected a finite number"));
+    let error = fails(&["eval", "--temperature", "2"], 2);
+    assert!(error.contains("`temperature` is 2, expected 0 to 1"), "{error}");
     assert!(fails(&["walk", "--frames", "2"], 2).contains("--frames"));
     assert!(fails(&["diversity", "--samples", "1"], 2).contains("--samples"));
     assert!(fails(&["initialisations", "--updates", "0"], 2).contains("--updates"));
@@ -161,12 +163,20 @@ fn the_whole_path_at_toy_scale() {
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     succeeds(&strings(&record(Path::new(&path("store")), "12")));
 
+    // Runs that are recorded in another way lie in a store of their own.
+    let mut slower = record(Path::new(&path("slower")), "4");
+    slower.extend(["--learning-rate", "0.01"].map(str::to_owned));
+    succeeds(&strings(&slower));
+
     let (store, weights, log) = (path("store"), path("weights.safetensors"), path("log"));
+    let slower = path("slower");
     let mut train = vec![
         "train",
         "digits",
         "--store",
         &store,
+        "--store",
+        &slower,
         "--out",
         &weights,
         "--steps",
@@ -186,7 +196,7 @@ fn the_whole_path_at_toy_scale() {
         "--json",
     ];
     let report = json(&train);
-    assert_eq!((&report["steps"], &report["runs"]), (&12.into(), &10.into()));
+    assert_eq!((&report["steps"], &report["runs"]), (&12.into(), &12.into()));
     assert_eq!(std::fs::read_to_string(&log).unwrap().lines().count(), 2);
     assert_eq!(json(&train)["first_step"], 12, "a finished training is not made again");
     train.extend(["--warmup", "5"]);
@@ -195,6 +205,11 @@ fn the_whole_path_at_toy_scale() {
     assert_eq!(json(&train)["first_step"], 0);
     let header = json(&["inspect", &weights, "--json"]);
     assert_eq!(header["header"]["metric"]["split"], "validation");
+    let recordings = header["header"]["provenance"]["stores"].as_array().unwrap();
+    let rate = |store: &Value| store["recording"]["training"]["learning_rate"].clone();
+    let rates: Vec<Value> = recordings.iter().map(rate).collect();
+    assert_eq!(rates[1], 0.01);
+    assert_ne!(rates[0], rates[1]);
 
     let (report, figure) = (path("report.html"), path("figure.svg"));
     let shared = ["--weights", &weights, "--networks", "4", "--out", &report, "--figure", &figure];

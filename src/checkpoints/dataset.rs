@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Parameters, Store, StoreError};
+use super::{Metadata, Parameters, Store, StoreError};
 use crate::layout::Layout;
 use crate::metric::Metric;
 
@@ -34,7 +34,7 @@ impl Default for DatasetConfig {
 /// Where a run lies in a [`Dataset`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunSpan {
-    /// Number of the run in the store.
+    /// Number of the run in its store.
     pub id: u64,
     /// Its checkpoints in the data set.
     pub checkpoints: Range<usize>,
@@ -63,50 +63,73 @@ impl Dataset {
     /// If the store cannot be read or is damaged, does not hold the metric, or
     /// has fewer runs than are asked for, or none to train on.
     pub fn load(store: &Store, config: &DatasetConfig) -> Result<Self, StoreError> {
-        let metadata = store.metadata();
-        let column = metadata.metric_index(config.metric)?;
-        let mut entries = store.runs()?;
-        entries.retain(|entry| entry.checkpoints() > 0);
+        Self::load_all(std::slice::from_ref(store), config)
+    }
+
+    /// Loads the kept runs of several stores, recorded in different ways say: of each,
+    /// the runs that [`load`](Self::load) takes.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and if the stores are of different tasks, networks or
+    /// precisions, or there is none.
+    pub fn load_all(stores: &[Store], config: &DatasetConfig) -> Result<Self, StoreError> {
+        let Some(metadata) = stores.first().map(Store::metadata) else {
+            let purpose = "are named, to train on";
+            return Err(StoreError::TooFewRuns { found: 0, expected: 1, purpose });
+        };
         if config.train == Some(0) {
             let expected = "at least 1, or none for all";
             return Err(StoreError::Setting { setting: "train", found: "0".into(), expected });
         }
-        let wanted = config.train.unwrap_or(1);
-        let (found, expected) = (entries.len(), wanted.saturating_add(config.held_out));
-        if found < expected {
-            let purpose = "are in the store, to train on and to hold out";
-            return Err(StoreError::TooFewRuns { found, expected, purpose });
+        let (mut entries, mut held_out) = (Vec::new(), Vec::new());
+        for store in stores {
+            check_alike(metadata, store)?;
+            let column = store.metadata().metric_index(config.metric)?;
+            let mut kept = store.runs()?;
+            kept.retain(|entry| entry.checkpoints() > 0);
+            let wanted = config.train.unwrap_or(1);
+            let (found, expected) = (kept.len(), wanted.saturating_add(config.held_out));
+            if found < expected {
+                let purpose = "are in the store, to train on and to hold out";
+                return Err(StoreError::TooFewRuns { found, expected, purpose });
+            }
+            let last = kept.split_off(found - config.held_out);
+            kept.truncate(config.train.unwrap_or(kept.len()));
+            let of_store = |entry| (store, column, entry);
+            entries.extend(kept.into_iter().map(of_store));
+            held_out.extend(last.into_iter().map(of_store));
         }
-        let held_out = entries.split_off(found - config.held_out);
-        entries.truncate(config.train.unwrap_or(entries.len()));
         let num_train = entries.len();
         entries.extend(held_out);
 
         let mut first = 0usize;
         let runs: Vec<RunSpan> = entries
             .iter()
-            .map(|entry| {
+            .map(|(_, _, entry)| {
                 let checkpoints = first..first.saturating_add(entry.checkpoints());
                 first = checkpoints.end;
                 RunSpan { id: entry.info.id, checkpoints }
             })
             .collect();
         let num_parameters = metadata.layout.num_parameters();
-        let len = store.num_values(first)?;
+        let mut len = 0;
+        for (store, _, entry) in &entries {
+            len += store.num_values(entry.checkpoints())?;
+        }
         let mut parameters = Parameters::zeros(metadata.precision, len);
         let mut rest = parameters.bytes_mut();
         let mut slots = Vec::with_capacity(runs.len());
-        for entry in &entries {
+        for (store, column, entry) in &entries {
             let bytes = entry.checkpoints() * num_parameters * metadata.precision.bytes();
             let (slot, others) = rest.split_at_mut(bytes);
-            slots.push((entry, slot));
+            slots.push((store, *column, entry, slot));
             rest = others;
         }
         let scores: Vec<(Vec<u64>, Vec<f64>)> = slots
             .into_par_iter()
-            .map(|(entry, slot)| {
+            .map(|(store, column, entry, slot)| {
                 let (iterations, all) = store.read_into(entry, Some(slot))?;
-                let stride = metadata.metrics.len();
+                let stride = store.metadata().metrics.len();
                 let scores: Vec<f64> = all.into_iter().skip(column).step_by(stride).collect();
                 // Such runs are dropped: a pair cannot be drawn from them.
                 if scores.len() < 2 || scores.iter().any(|score| !score.is_finite()) {
@@ -138,17 +161,17 @@ impl Dataset {
         self.metric
     }
 
-    /// All runs: those to train on, then those held out.
+    /// All runs: those to train on, then those held out, each store after store.
     pub fn runs(&self) -> &[RunSpan] {
         &self.runs
     }
 
-    /// The runs to train on, ordered by number.
+    /// The runs to train on, of each store ordered by number.
     pub fn train(&self) -> &[RunSpan] {
         &self.runs[..self.num_train]
     }
 
-    /// The runs held out, ordered by number.
+    /// The runs held out, of each store ordered by number.
     pub fn held_out(&self) -> &[RunSpan] {
         &self.runs[self.num_train..]
     }
@@ -225,6 +248,27 @@ impl Dataset {
             initial_metric_mean: initial.sum::<f64>() / self.num_train as f64,
         }
     }
+}
+
+/// Checks that runs of a store can be learned from beside those of another.
+fn check_alike(expected: &Metadata, store: &Store) -> Result<(), StoreError> {
+    let found = store.metadata();
+    let path = || store.path().to_owned();
+    found
+        .layout
+        .check_matches(&expected.layout)
+        .map_err(|e| StoreError::Layout { path: path(), source: Box::new(e) })?;
+    let mismatch = |what, found: &dyn std::fmt::Debug, expected: &dyn std::fmt::Debug| {
+        let (found, expected) = (format!("{found:?}"), format!("{expected:?}"));
+        Err(StoreError::Mismatch { path: path(), what, found, expected })
+    };
+    if found.task != expected.task {
+        return mismatch("task", &found.task, &expected.task);
+    }
+    if found.precision != expected.precision {
+        return mismatch("precision", &found.precision, &expected.precision);
+    }
+    Ok(())
 }
 
 /// Statistics of the runs that a [`Dataset`] trains on.
@@ -360,6 +404,34 @@ mod tests {
         let e = load(DatasetConfig { metric: Metric::TEST_LOSS, ..Default::default() });
         let e = e.unwrap_err().to_string();
         assert!(e.contains("test loss, expected one of: validation loss, test error"), "{e}");
+    }
+
+    #[test]
+    fn runs_of_several_stores_come_one_after_the_other() {
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let stores = [store(one.path()), store(two.path())];
+        let config = DatasetConfig { held_out: 1, ..Default::default() };
+        let data = Dataset::load_all(&stores, &config).unwrap();
+        let ids = |runs: &[RunSpan]| runs.iter().map(|run| run.id).collect::<Vec<_>>();
+        assert_eq!((ids(data.train()), ids(data.held_out())), (vec![0, 1, 2, 0, 1, 2], vec![4, 4]));
+        for run in data.runs() {
+            let mut flat = [0.0; 2];
+            data.read(run.checkpoints.end - 1, &mut flat);
+            assert_eq!(flat[0], (10 * run.id + run.id + 1) as f32);
+        }
+        let single = Dataset::load(&stores[0], &config).unwrap().statistics();
+        let both = data.statistics();
+        assert_eq!((both.metric_max, both.mean_best_metric), (single.metric_max, 10.0));
+
+        let other = tempfile::tempdir().unwrap();
+        let mut layout = LayoutBuilder::new();
+        layout.tensor("weight", &[3], Role::Weight);
+        let metadata = Metadata::new("t", layout.finish().unwrap(), vec![Metric::VALIDATION_LOSS]);
+        let [first, _] = stores;
+        let foreign = Store::create(other.path(), metadata).unwrap();
+        let error = Dataset::load_all(&[first, foreign], &config).unwrap_err();
+        assert!(matches!(error, StoreError::Layout { .. }), "{error}");
+        assert!(matches!(Dataset::load_all(&[], &config), Err(StoreError::TooFewRuns { .. })));
     }
 
     #[test]

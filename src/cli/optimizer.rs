@@ -23,15 +23,40 @@ pub struct OptimizerArguments {
     /// Weights made by `lopt train` [default: those that come with lopt]
     #[arg(long, value_name = "FILE", help_heading = "Optimizer")]
     weights: Option<PathBuf>,
-    /// How updates are sampled [default: what the weights name]
-    #[arg(long, value_enum, value_name = "RULE", help_heading = "Optimizer")]
+    #[command(flatten)]
+    sampler: SamplerArguments,
+}
+
+/// How updates are sampled.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampler")]
+pub struct SamplerArguments {
+    /// How updates are sampled [default: what the weights name, ddim for new ones]
+    #[arg(long, value_enum, value_name = "RULE")]
     sampler: Option<Rule>,
-    /// Steps of the sampler: calls of the model in one update [default: what the weights name]
-    #[arg(
-        long, value_name = "N", help_heading = "Optimizer",
-        value_parser = clap::value_parser!(u16).range(1..=1000)
-    )]
+    /// Calls of the model in one update [default: what the weights name, 4 for new ones]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     sampler_steps: Option<u16>,
+    /// What noise is multiplied by, 0 to 1: below 1, samples are nearer to what is most
+    /// likely, and more alike [default: what the weights name, 1 for new ones]
+    #[arg(long, value_name = "SHARE")]
+    temperature: Option<f64>,
+}
+
+impl SamplerArguments {
+    /// Changes what is named on the command line.
+    pub fn apply(&self, sampler: &mut SamplerConfig) -> Result<(), Failure> {
+        if let Some(rule) = self.sampler {
+            sampler.kind = rule.kind();
+        }
+        if let Some(steps) = self.sampler_steps {
+            sampler.steps = usize::from(steps);
+        }
+        if let Some(temperature) = self.temperature {
+            sampler.temperature = temperature;
+        }
+        sampler.validate().map_err(|e| Failure::Usage(e.to_string()))
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -86,12 +111,7 @@ impl OptimizerArguments {
             }
         };
         let mut sampler = weights.header.sampler;
-        if let Some(rule) = self.sampler {
-            sampler.kind = rule.kind();
-        }
-        if let Some(steps) = self.sampler_steps {
-            sampler.steps = usize::from(steps);
-        }
+        self.sampler.apply(&mut sampler)?;
         let config = GptConfig {
             seed,
             threads: terminal.threads,
@@ -176,7 +196,13 @@ impl Loaded {
                     self.gpt.weights().parameters.len()
                 ),
             ),
-            ("sampler", format!("{:?}, {} steps", self.sampler.kind, self.sampler.steps)),
+            (
+                "sampler",
+                format!(
+                    "{:?}, {} steps, temperature {}",
+                    self.sampler.kind, self.sampler.steps, self.sampler.temperature
+                ),
+            ),
             ("made from", header.provenance.to_string()),
         ]
         .map(|(name, value)| (name.to_owned(), value))

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::Serialize;
 use serde_json::{json, Value};
 
-use super::optimizer::Named;
+use super::optimizer::{Named, SamplerArguments};
 use super::output::{check_target, command_line, print, print_json, Failure};
 use super::terminal::Terminal;
 
@@ -39,15 +39,16 @@ Examples:
   lopt train digits --store runs/digits --out digits.safetensors
   lopt train digits --store runs/digits --out small.safetensors --steps 2000 --width 96
   lopt train digits --store runs/digits --out odd.safetensors --config odd.json
+  lopt train mnist --store runs/fresh --store runs/from-samples --out mnist.safetensors
 
 A configuration file names what differs from the defaults:
   { \"model\": { \"blocks\": 8 }, \"trainer\": { \"ema_decay\": 0.9995 } }")]
 pub struct Arguments {
     /// Task that the runs were recorded on
     task: String,
-    /// Folder of recorded runs
-    #[arg(long, value_name = "FOLDER")]
-    store: PathBuf,
+    /// Folder of recorded runs; give it again for more of them, recorded in another way
+    #[arg(long, value_name = "FOLDER", required = true)]
+    store: Vec<PathBuf>,
     /// Weights to write; the state lies beside them, with `.state` after its name
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -76,10 +77,10 @@ pub struct Arguments {
     /// What G.pt is conditioned on, measured on the validation split
     #[arg(long, value_enum, default_value = "loss", help_heading = "Data")]
     metric: Kind,
-    /// Train on the first runs only [default: all]
+    /// Train on the first runs of each store only [default: all]
     #[arg(long, value_name = "N", help_heading = "Data")]
     runs: Option<usize>,
-    /// Keep the last runs out of training, to watch it on
+    /// Keep the last runs of each store out of training, to watch it on
     #[arg(long, value_name = "N", default_value_t = 32, help_heading = "Data")]
     held_out: usize,
     /// Steps in all
@@ -115,12 +116,9 @@ pub struct Arguments {
     /// Attention heads
     #[arg(long, value_name = "N", help_heading = "Model")]
     heads: Option<usize>,
-    /// Sampler steps that the weights name as default
-    #[arg(
-        long, value_name = "N", help_heading = "Model",
-        value_parser = clap::value_parser!(u16).range(1..=1000)
-    )]
-    sampler_steps: Option<u16>,
+    /// What the weights name as default
+    #[command(flatten)]
+    sampler: SamplerArguments,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -202,6 +200,29 @@ impl Arguments {
         set(&mut trainer.seed, self.seed);
         Ok((model, trainer))
     }
+
+    /// The runs of all stores, and how those of each were recorded.
+    fn dataset(&self) -> Result<(Dataset, Vec<Value>), Failure> {
+        let open = self.store.iter().map(Store::open);
+        let stores = open.collect::<Result<Vec<_>, _>>()?;
+        for store in &stores {
+            let task = &store.metadata().task;
+            if *task != self.task {
+                return Err(Failure::Usage(format!(
+                    "{} holds runs of task `{task}`, not `{}`",
+                    store.path().display(),
+                    self.task
+                )));
+            }
+        }
+        let config = DatasetConfig {
+            metric: Metric { kind: self.metric.kind(), split: Split::Validation },
+            held_out: self.held_out,
+            train: self.runs,
+        };
+        let recordings = stores.iter().map(|store| store.metadata().provenance.clone()).collect();
+        Ok((Dataset::load_all(&stores, &config)?, recordings))
+    }
 }
 
 fn set<T>(field: &mut T, value: Option<T>) {
@@ -239,25 +260,10 @@ fn merged<T: Serialize + DeserializeOwned>(defaults: &T, changes: &Value) -> Res
 pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
     let (model, config) = arguments.configs()?;
     let mut sampler = SamplerConfig::default();
-    set(&mut sampler.steps, arguments.sampler_steps.map(usize::from));
-    let store = Store::open(&arguments.store)?;
-    let task = &store.metadata().task;
-    if *task != arguments.task {
-        return Err(Failure::Usage(format!(
-            "{} holds runs of task `{task}`, not `{}`",
-            arguments.store.display(),
-            arguments.task
-        )));
-    }
-    let kind = arguments.metric.kind();
-    let dataset = Arc::new(Dataset::load(
-        &store,
-        &DatasetConfig {
-            metric: Metric { kind, split: Split::Validation },
-            held_out: arguments.held_out,
-            train: arguments.runs,
-        },
-    )?);
+    arguments.sampler.apply(&mut sampler)?;
+    let task = &arguments.task;
+    let (dataset, recordings) = arguments.dataset()?;
+    let dataset = Arc::new(dataset);
     let mut trainer = Trainer::new(dataset.clone(), model, config, terminal.threads)?;
     if let Some(path) = &arguments.init {
         let name = || format!("cannot start at the weights {}", path.display());
@@ -287,7 +293,7 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
         "runs": dataset.train().len(),
         "checkpoints": dataset.num_checkpoints(),
         "trainer": trainer.config(),
-        "store": store.metadata().provenance,
+        "stores": recordings,
     });
     let weights = trainer.weights(sampler, task, provenance);
     let precision = match arguments.precision {

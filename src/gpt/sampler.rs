@@ -86,6 +86,18 @@ pub struct SamplerConfig {
     /// `thresholding: static` in the G.pt code.
     #[serde(default)]
     pub clip: Option<(f64, f64)>,
+    /// Standard deviation of all noise that is drawn, 0 to 1. Below 1 samples are nearer
+    /// to what is most likely, and more alike. Default 1.
+    ///
+    /// # Source
+    /// Reduced-temperature sampling: Kingma and Dhariwal 2018, arXiv:1807.03039,
+    /// section 6.
+    #[serde(default = "whole")]
+    pub temperature: f64,
+}
+
+fn whole() -> f64 {
+    1.0
 }
 
 impl Default for SamplerConfig {
@@ -95,6 +107,7 @@ impl Default for SamplerConfig {
             steps: 4,
             spacing: Spacing::Linspace,
             clip: None,
+            temperature: whole(),
         }
     }
 }
@@ -113,6 +126,8 @@ impl SamplerConfig {
         if let Some((low, high)) = self.clip {
             check(low <= high, "clip", &format!("{low} to {high}"), &"a range in ascending order")?;
         }
+        let temperature = self.temperature;
+        check((0.0..=1.0).contains(&temperature), "temperature", &temperature, &"0 to 1")?;
         Ok(())
     }
 
@@ -222,6 +237,7 @@ pub struct Sampler {
     /// In the order in which they are taken.
     steps: Vec<Step>,
     clip: Option<(f64, f64)>,
+    temperature: f64,
 }
 
 impl Sampler {
@@ -236,10 +252,11 @@ impl Sampler {
     ) -> Result<Self, ConfigError> {
         let timesteps = config.timesteps(diffusion_steps)?;
         let schedule = NoiseSchedule::linear(diffusion_steps)?.respaced(&timesteps)?;
-        Ok(Self::on(&schedule, config.kind, config.clip, prediction))
+        let sampler = Self::on(&schedule, config.kind, config.clip, prediction);
+        Ok(Self { temperature: config.temperature, ..sampler })
     }
 
-    /// A sampler that takes every step of a (respaced) schedule.
+    /// A sampler of temperature 1 that takes every step of a (respaced) schedule.
     pub fn on(
         schedule: &NoiseSchedule,
         kind: SamplerKind,
@@ -267,7 +284,8 @@ impl Sampler {
                 SamplerKind::DpmSolverPlusPlus => dpm_solver(schedule, index, step),
             }
         };
-        Self { steps: (0..schedule.len()).rev().map(weights).collect(), clip }
+        let steps = (0..schedule.len()).rev().map(weights).collect();
+        Self { steps, clip, temperature: whole() }
     }
 
     /// Diffusion steps in the order in which they are taken.
@@ -315,12 +333,19 @@ impl Sampler {
         let mut start = vec![F::zero(); len];
         let mut previous_start = vec![F::zero(); len];
         let mut fresh = vec![F::zero(); len];
-        noise.fill(&mut sample);
+        let mut draw = |values: &mut [F]| {
+            noise.fill(values);
+            if self.temperature != 1.0 {
+                let temperature = cast::<F>(self.temperature);
+                values.iter_mut().for_each(|value| *value = *value * temperature);
+            }
+        };
+        draw(&mut sample);
         for (k, step) in self.steps.iter().enumerate() {
             predict(&sample, cast(step.timestep as f64), &mut start)?;
             self.finish_prediction(step, &sample, &mut start);
             if step.noise != 0.0 {
-                noise.fill(&mut fresh);
+                draw(&mut fresh);
             }
             step.apply(&start, &previous_start, &fresh, &mut sample);
             trace(Trace { index: self.steps.len() - 1 - k, start: &start, sample: &sample });
@@ -414,7 +439,7 @@ mod tests {
     ];
 
     fn config(kind: SamplerKind, steps: usize, spacing: Spacing) -> SamplerConfig {
-        SamplerConfig { kind, steps, spacing, clip: None }
+        SamplerConfig { kind, steps, spacing, ..SamplerConfig::default() }
     }
 
     #[test]
@@ -489,6 +514,27 @@ mod tests {
     }
 
     #[test]
+    fn noise_is_multiplied_by_the_temperature() {
+        for kind in KINDS {
+            let drawn = |temperature| {
+                let config = SamplerConfig { temperature, ..config(kind, 3, Spacing::Linspace) };
+                let sampler = Sampler::new(&config, 1000, Prediction::Start).unwrap();
+                let mut seen = Vec::new();
+                let mut predict = |x: &[f64], _: f64, out: &mut [f64]| {
+                    seen.extend_from_slice(x);
+                    out.fill(0.0); // so that nothing but noise is left
+                    Ok::<_, Infallible>(())
+                };
+                sampler.sample(&mut SeededNoise::new(5, 0), 2, &mut predict).unwrap();
+                seen
+            };
+            let (whole, half) = (drawn(1.0), drawn(0.5));
+            assert!(whole.iter().zip(&half).all(|(a, b)| (0.5 * a - b).abs() < 1e-12), "{kind:?}");
+            assert!(whole[0] != 0.0 && drawn(0.0).iter().all(|&x| x == 0.0), "{kind:?}");
+        }
+    }
+
+    #[test]
     fn predictions_are_clipped_and_not_a_number_shows() {
         let config = SamplerConfig { clip: Some((-1.0, 0.5)), ..Default::default() };
         let sampler = Sampler::new(&config, 1000, Prediction::Start).unwrap();
@@ -537,6 +583,8 @@ mod tests {
             SamplerConfig { kind: SamplerKind::Ddim { eta: -0.1 }, ..good },
             SamplerConfig { clip: Some((1.0, 0.0)), ..good },
             SamplerConfig { clip: Some((f64::NAN, 0.0)), ..good },
+            SamplerConfig { temperature: 1.5, ..good },
+            SamplerConfig { temperature: f64::NAN, ..good },
         ] {
             assert!(Sampler::new(&bad, 1000, Prediction::Start).is_err(), "{bad:?}");
         }
@@ -545,8 +593,10 @@ mod tests {
     #[test]
     fn a_configuration_survives_json() {
         let config = config(SamplerKind::Ddim { eta: 0.5 }, 4, Spacing::Stride);
-        let json = serde_json::to_string(&config).unwrap();
-        assert_eq!(serde_json::from_str::<SamplerConfig>(&json).unwrap(), config);
+        let mut json = serde_json::to_value(config).unwrap();
+        assert_eq!(serde_json::from_value::<SamplerConfig>(json.clone()).unwrap(), config);
+        json.as_object_mut().unwrap().remove("temperature"); // as it was before there was one
+        assert_eq!(serde_json::from_value::<SamplerConfig>(json).unwrap(), config);
     }
 
     proptest::proptest! {
