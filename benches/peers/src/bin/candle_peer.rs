@@ -232,9 +232,8 @@ impl Engine for Candle {
         };
         let tokens = Tokens::new(problem, what.batch(problem.description.batch))?;
         let size = problem.description.parameters;
-        let in_token_order = |rows: &[f32]| {
-            Tensor::from_vec(tokens.in_token_order(rows), ((), size), &Device::Cpu)
-        };
+        let in_token_order =
+            |rows: &[f32]| Tensor::from_vec(tokens.in_token_order(rows), ((), size), &Device::Cpu);
         let wanted = problem.floats("in.wanted")?;
         let average = vars.iter().filter(|_| trains).map(|var| var.copy());
         Ok(Self {

@@ -87,9 +87,30 @@ impl Block {
         let attended = attended.try_reshape_like(&(rows, width))?;
         let x = x.try_add(self.projection.forward(all, attended)?)?;
         let normed = self.norms[1].forward(all, x.with_empty_tape())?;
-        let hidden = self.expand.forward(all, normed)?.try_accurate_gelu()?;
+        let hidden = gelu(self.expand.forward(all, normed)?)?;
         x.try_add(self.contract.forward(all, hidden)?)
     }
+}
+
+/// dfdx's GELU with the right gradient: that of `accurate_gelu` in 0.13.0 lacks a
+/// factor of `1/sqrt(2)` at the density of the normal distribution.
+fn gelu<T: Tape<f32, Cpu>>(x: Matrix<T>) -> Result<Matrix<T>> {
+    let (x, mut tape) = x.split_tape();
+    let y = x.clone().try_accurate_gelu()?;
+    if T::OWNS_TAPE {
+        let (from, to, values) = (x.ghost(), y.ghost(), x.as_vec());
+        tape.add_backward_op(move |gradients| {
+            let upstream = gradients.get_or_alloc_mut(&to)?.clone();
+            let gradient = gradients.get_or_alloc_mut(&from)?;
+            for ((g, x), upstream) in gradient.iter_mut().zip(values).zip(upstream.iter()) {
+                let share = 0.5 * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2));
+                let density = (-0.5 * x * x).exp() / std::f32::consts::TAU.sqrt();
+                *g += upstream * (share + x * density);
+            }
+            Ok(())
+        });
+    }
+    Ok(y.put_tape(tape))
 }
 
 struct Model {
@@ -203,9 +224,8 @@ impl Model {
             true => encoded.try_stack()?.try_permute::<_, Axes3<1, 0, 2>>()?,
             false => {
                 let encoded = encoded.into_iter().zip(&about.inputs);
-                let mut parts = encoded.map(|(part, class)| {
-                    part.try_reshape_like(&(samples, class.tokens, width))
-                });
+                let mut parts = encoded
+                    .map(|(part, class)| part.try_reshape_like(&(samples, class.tokens, width)));
                 let first = parts.next().expect("a class of tokens")?;
                 parts.try_fold(first, |x, part| (x, part?).try_concat_along(Axis::<1>))?
             }
@@ -229,7 +249,8 @@ impl Model {
         let (mut first, mut decoded) = (0, None);
         for (class, decoder) in about.outputs.iter().zip(&self.decoders) {
             let own = x.with_empty_tape().try_slice((.., first..first + class.tokens, ..))?;
-            let own = decoder.forward(all, own.try_reshape_like(&(samples * class.tokens, width))?)?;
+            let own =
+                decoder.forward(all, own.try_reshape_like(&(samples * class.tokens, width))?)?;
             let own = own.try_reshape_like(&(samples, class.tokens * class.values))?;
             decoded = Some(match decoded {
                 None => own,
@@ -260,7 +281,8 @@ impl Dfdx {
     fn clip(&self, gradients: &mut Gradients<f32, Cpu>) -> Result<()> {
         let mut squares = 0.0;
         let mut square = |values: &[f32]| {
-            squares += f64::from(values.iter().map(|g| g * g).sum::<f32>());
+            let pieces = values.chunks(1024).map(|piece| piece.iter().map(|g| g * g).sum::<f32>());
+            squares += pieces.map(f64::from).sum::<f64>();
         };
         for (matrix, _) in &self.all.matrices {
             square(gradients.get_or_alloc_mut(matrix)?);
@@ -304,7 +326,8 @@ impl Dfdx {
         self.clip(&mut gradients)?;
         self.step += 1;
         let mut all = std::mem::take(&mut self.all);
-        let mut moments = std::mem::replace(&mut self.moments, [Gradients::leaky(), Gradients::leaky()]);
+        let mut moments =
+            std::mem::replace(&mut self.moments, [Gradients::leaky(), Gradients::leaky()]);
         for (matrix, decays) in &mut all.matrices {
             self.adam(&mut moments, &mut gradients, matrix, *decays)?;
         }
@@ -332,7 +355,8 @@ impl Engine for Dfdx {
         let mut loader = Loader { problem, device: device.clone(), all: Parameters::default() };
         let (model, all) = (loader.model()?, loader.all);
         let tokens = Tokens::new(problem, what.batch(problem.description.batch))?;
-        let shape = (tokens.start.len() / problem.description.parameters, problem.description.parameters);
+        let shape =
+            (tokens.start.len() / problem.description.parameters, problem.description.parameters);
         let wanted = problem.floats("in.wanted")?;
         let wanted = tokens.in_token_order(&wanted[..tokens.start.len()]);
         Ok(Self {

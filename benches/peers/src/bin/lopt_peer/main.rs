@@ -133,8 +133,7 @@ impl Lopt {
 
 impl Engine for Lopt {
     fn new(problem: &Problem, what: What, threads: usize) -> anyhow::Result<Self> {
-        let Configuration { model, weights, .. } =
-            Configuration::named(&problem.description.name)?;
+        let Configuration { model, weights, .. } = Configuration::named(&problem.description.name)?;
         let samples = what.batch(problem.description.batch);
         let mut parameters = vec![0.0; model.num_parameters()];
         for spec in model.parameters() {

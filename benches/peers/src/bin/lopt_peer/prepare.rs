@@ -55,9 +55,10 @@ pub fn prepare(name: &str, file: &Path) -> anyhow::Result<()> {
     let parameters = weights.as_ref().map(|weights| weights.parameters.clone());
     let parameters = parameters.unwrap_or_else(|| {
         let mut fresh: Vec<f32> = normal(model.num_parameters()).iter().map(|x| x * 0.02).collect();
-        let norms = model.parameters().iter().filter(|spec| {
-            spec.name.contains(".ln") && spec.name.ends_with(".weight")
-        });
+        let norms = model
+            .parameters()
+            .iter()
+            .filter(|spec| spec.name.contains(".ln") && spec.name.ends_with(".weight"));
         norms.for_each(|spec| fresh[spec.range()].iter_mut().for_each(|x| *x += 1.0));
         fresh
     });
@@ -85,9 +86,8 @@ pub fn prepare(name: &str, file: &Path) -> anyhow::Result<()> {
     tensors.push(floats("in.wanted", &[batch, size], normal(batch * size)));
     let timestep = normal(batch).iter().map(|x| (x.abs() * 400.0).min(999.0).floor()).collect();
     tensors.push(floats("in.timestep", &[batch], timestep));
-    let [current, target] = [2.3, 0.2].map(|mean| {
-        normal(batch).iter().map(|x| (mean + 0.1 * x).max(0.01)).collect::<Vec<f32>>()
-    });
+    let [current, target] = [2.3, 0.2]
+        .map(|mean| normal(batch).iter().map(|x| (mean + 0.1 * x).max(0.01)).collect::<Vec<f32>>());
     let delta = target.iter().zip(&current).map(|(target, current)| target - current).collect();
     tensors.push(floats("in.delta", &[batch], delta));
     tensors.push(floats("in.target", &[batch], target));
