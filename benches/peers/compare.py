@@ -210,16 +210,18 @@ def table(header, lines):
     )
 
 
-def report(bench, made, checks, peak):
+def report(bench, made, checks, peak, load):
     """The section of RESULTS.md."""
     chosen = bench.chosen
     names = [NAMES.get(engine, engine) for engine in chosen.engines]
+    fewer = f" ({rounds_of(chosen, 'L')} of L)" if "L" in chosen.configs else ""
     text = [
-        f"{processor()}; {datetime.date.today()}; {versions()}. `benches/peers/run.sh`, {chosen.rounds} "
-        f"round{'s' if chosen.rounds > 1 else ''} by turns ({rounds_of(chosen, 'L')} of L), medians, "
-        "in milliseconds; in brackets the ratio to PyTorch eager in the same round (below 1: faster).",
-        f"Peak of `gemm` 0.19 on one thread in the same run: {peak:.0f} GFLOP/s. Operations are those that "
-        "are needed (the last block for output tokens only, which lopt alone leaves out), for all engines alike.",
+        f"{processor()}, load {load:.1f} at the start; {datetime.date.today()}; {versions()}. Made by "
+        f"`benches/peers/run.sh`: rounds by turns: {chosen.rounds}{fewer}; medians, in milliseconds; "
+        "in brackets the ratio to PyTorch eager in the same round (below 1: faster).",
+        f"Peak of `gemm` 0.19 on one thread in the same run: {peak:.0f} GFLOP/s. Operations are counted "
+        "alike for all engines, those that are needed: in the last block only output tokens are "
+        "asked for, which lopt makes use of and the others, written plainly, do not.",
         "\n".join(f"- {config}: {CONFIGS[config]}" for config in chosen.configs),
     ]
     find = {(r["engine"], r["config"], r["what"], r["threads"]): r for r in made}
@@ -298,6 +300,7 @@ def rounds_of(chosen, config):
 def main():
     chosen = arguments()
     bench, checks, samples, peaks = Bench(chosen), {}, {}, []
+    load = os.getloadavg()[0]
     for config in chosen.configs:
         say(f"{config}: writing weights and inputs")
         bench.prepare(config)
@@ -323,7 +326,7 @@ def main():
                         say(f"  {config} {engine} {found['what']} x{threads}: {found[clock]:.3f} ms")
     peak = statistics.median(peaks)
     made = rows(bench, samples, peak)
-    section = report(bench, made, checks, peak)
+    section = report(bench, made, checks, peak, load)
     if not chosen.quick:
         rewrite(section)
     print(json.dumps(made, indent=1) if chosen.json else section)
