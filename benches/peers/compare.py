@@ -98,7 +98,7 @@ class Bench:
         """Relative errors of an engine; a failure if they are too large."""
         try:
             [report] = self.call([*self.command(engine), "check", str(self.file(config))])
-        except (RuntimeError, subprocess.TimeoutExpired) as error:
+        except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
             self.failures[engine, config] = f"check: {error}"
             return None
         for what, error in report.items():
@@ -113,7 +113,7 @@ class Bench:
             return self.call(
                 [*self.command(engine), *own, str(self.chosen.seconds)], threads
             )
-        except (RuntimeError, subprocess.TimeoutExpired) as error:
+        except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
             self.failures[engine, config] = str(error)
             return []
 
