@@ -28,18 +28,18 @@ step $lopt record mnist --data "$data" --out "$runs/mnist" --precision f16 --run
 step $lopt record mnist --data "$data" --out "$runs/mnist" --precision f16 --runs 6088 \
     --start-from "$runs/mnist-first.safetensors" --from-run 5200
 # 3. On from the first G.pt; in the end with more pairs that go from an initialisation to
-#    the end of a run.
+#    the end of a run. Sampler steps and temperature: benches/RESULTS.md.
 [ -e "$runs/mnist-second.safetensors" ] ||
     step $lopt train mnist --store "$runs/mnist" --out "$runs/mnist-second.safetensors" \
         "${model[@]}" --init "$runs/mnist-first.safetensors" --steps 8000 \
         --learning-rate 1.5e-3 --report-every 500 --log $log
 step $lopt train mnist --store "$runs/mnist" --out "$runs/mnist-loss.safetensors" "${model[@]}" \
     --init "$runs/mnist-second.safetensors" --steps 5000 --learning-rate 1.2e-3 \
-    --from-start 0.5 --by-metric 0.2 --report-every 500 --log $log
+    --from-start 0.5 --by-metric 0.2 --sampler-steps 6 --temperature 0.3 --report-every 500 --log $log
 # 4. From the G.pt for losses the one for errors.
 step $lopt train mnist --store "$runs/mnist" --out "$runs/mnist-error.safetensors" "${model[@]}" \
     --init "$runs/mnist-loss.safetensors" --metric error --steps 2000 --learning-rate 1e-3 \
-    --from-start 0.5 --by-metric 0.3 --report-every 500 --log $log
+    --from-start 0.5 --by-metric 0.3 --sampler-steps 6 --temperature 0.6 --report-every 500 --log $log
 for metric in loss error; do
     weights=$runs/mnist-$metric.safetensors
     step $lopt compare mnist --data "$data" --weights "$weights" --baseline-networks 16 --out "$runs/mnist-$metric.html" \

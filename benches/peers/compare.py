@@ -46,8 +46,12 @@ def arguments():
     chosen = parser.parse_args()
     if chosen.quick:
         chosen.configs, chosen.rounds, chosen.seconds = "S", 1, 0.5
-    chosen.configs = [config for config in chosen.configs.split(",") if config in CONFIGS]
-    chosen.engines = [engine for engine in ENGINES if engine in chosen.engines.split(",")]
+    chosen.configs = chosen.configs.split(",")
+    asked = chosen.engines.split(",")
+    for name, known in [*((c, CONFIGS) for c in chosen.configs), *((e, ENGINES) for e in asked)]:
+        if name not in known:
+            parser.error(f"there is no {name!r}, expected of: {', '.join(known)}")
+    chosen.engines = [engine for engine in ENGINES if engine in asked]
     chosen.threads = [int(count) for count in chosen.threads.split(",")]
     return chosen
 
