@@ -50,6 +50,6 @@ done
 for figure in "initialisations --networks 32" "diversity --trainings 8" "walk --frames 32 --strip benches/figures/mnist-walk-strip.svg"; do
     # shellcheck disable=SC2086
     $lopt ${figure%% *} mnist --data "$data" --weights "$runs/mnist-loss.safetensors" \
-        --out "$runs/mnist-${figure%% *}.html" --figure "benches/figures/mnist-${figure%% *}.svg" \
+        --sampler-steps 4 --temperature 1 --out "$runs/mnist-${figure%% *}.html" --figure "benches/figures/mnist-${figure%% *}.svg" \
         ${figure#* } | tee -a benches/figures/mnist-figures.log
 done
