@@ -83,8 +83,12 @@ impl Dataset {
         }
         let (mut entries, mut held_out) = (Vec::new(), Vec::new());
         for store in stores {
-            check_alike(metadata, store)?;
-            let column = store.metadata().metric_index(config.metric)?;
+            let own = store.metadata();
+            // Of the metrics one is read, and what was dropped is not asked.
+            let (metrics, filter) = (own.metrics.clone(), own.filter);
+            let alike = Metadata { metrics, filter, ..metadata.clone() };
+            own.check_matches(&alike, store.path())?;
+            let column = own.metric_index(config.metric)?;
             let mut kept = store.runs()?;
             kept.retain(|entry| entry.checkpoints() > 0);
             let wanted = config.train.unwrap_or(1);
@@ -248,27 +252,6 @@ impl Dataset {
             initial_metric_mean: initial.sum::<f64>() / self.num_train as f64,
         }
     }
-}
-
-/// Checks that runs of a store can be learned from beside those of another.
-fn check_alike(expected: &Metadata, store: &Store) -> Result<(), StoreError> {
-    let found = store.metadata();
-    let path = || store.path().to_owned();
-    found
-        .layout
-        .check_matches(&expected.layout)
-        .map_err(|e| StoreError::Layout { path: path(), source: Box::new(e) })?;
-    let mismatch = |what, found: &dyn std::fmt::Debug, expected: &dyn std::fmt::Debug| {
-        let (found, expected) = (format!("{found:?}"), format!("{expected:?}"));
-        Err(StoreError::Mismatch { path: path(), what, found, expected })
-    };
-    if found.task != expected.task {
-        return mismatch("task", &found.task, &expected.task);
-    }
-    if found.precision != expected.precision {
-        return mismatch("precision", &found.precision, &expected.precision);
-    }
-    Ok(())
 }
 
 /// Statistics of the runs that a [`Dataset`] trains on.

@@ -333,12 +333,10 @@ impl Sampler {
         let mut start = vec![F::zero(); len];
         let mut previous_start = vec![F::zero(); len];
         let mut fresh = vec![F::zero(); len];
+        let temperature = cast::<F>(self.temperature);
         let mut draw = |values: &mut [F]| {
             noise.fill(values);
-            if self.temperature != 1.0 {
-                let temperature = cast::<F>(self.temperature);
-                values.iter_mut().for_each(|value| *value = *value * temperature);
-            }
+            values.iter_mut().for_each(|value| *value = *value * temperature);
         };
         draw(&mut sample);
         for (k, step) in self.steps.iter().enumerate() {

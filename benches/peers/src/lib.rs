@@ -113,7 +113,7 @@ fn time<E: Engine>(
         What::Forward | What::ForwardBatch1 => engine.forward().map(drop),
         What::Update => engine.update(),
     })?;
-    println!("{}", timing.json(name)?);
+    println!("{}", timing.json(name));
     Ok(())
 }
 

@@ -118,26 +118,30 @@ fn dot<F: Float, S: Simd, const M: usize, const N: usize>(
     for (step, columns) in steps.iter().enumerate() {
         for k in 0..STEP {
             for j in 0..N {
-                let weight = weights[j][step][k];
-                for m in 0..M {
-                    for l in 0..LANES {
-                        local[j][m][l] = columns[k][m][l].fused::<S>(weight, local[j][m][l]);
-                    }
-                }
+                add::<F, S, M>(&mut local[j], &columns[k], weights[j][step][k]);
             }
         }
     }
     for (k, column) in rest.iter().enumerate() {
         for j in 0..N {
-            let weight = rows[j][steps.len() * STEP + k];
-            for m in 0..M {
-                for l in 0..LANES {
-                    local[j][m][l] = column[m][l].fused::<S>(weight, local[j][m][l]);
-                }
-            }
+            add::<F, S, M>(&mut local[j], column, rows[j][steps.len() * STEP + k]);
         }
     }
     *sums = local;
+}
+
+/// `sums += column weight`.
+#[inline(always)]
+fn add<F: Float, S: Simd, const M: usize>(
+    sums: &mut [[F; LANES]; M],
+    column: &[[F; LANES]; M],
+    weight: F,
+) {
+    for m in 0..M {
+        for l in 0..LANES {
+            sums[m][l] = column[m][l].fused::<S>(weight, sums[m][l]);
+        }
+    }
 }
 
 /// One row: its values and those of each weight row are multiplied lane by lane.
