@@ -14,7 +14,8 @@ lopt=target/release/lopt
 mkdir -p "$runs"
 
 step() { printf '%s  %s\n' "$(date -u +%H:%M:%S)" "$*" | tee -a $log; "$@"; }
-model=(--width 192 --heads 6 --blocks 6)
+options=(--width 192 --heads 6 --blocks 6 --from-start 0.5 --by-metric 0.3
+    --report-every 500 --log $log)
 
 cargo build --release
 scripts/fetch-data.sh mnist "$data"
@@ -22,24 +23,22 @@ data=$data/mnist
 # 1. Trainings from random initialisations, and a first G.pt on them.
 step $lopt record mnist --data "$data" --out "$runs/mnist" --precision f16 --runs 4000
 [ -e "$runs/mnist-first.safetensors" ] ||
-    step $lopt train mnist --store "$runs/mnist" --out "$runs/mnist-first.safetensors" \
-        "${model[@]}" --steps 6000 --report-every 500 --log $log
-# 2. More of them, and trainings from its samples, which updates in a row will start at.
-step $lopt record mnist --data "$data" --out "$runs/mnist" --precision f16 --runs 6088 \
-    --start-from "$runs/mnist-first.safetensors" --from-run 5200
-# 3. On from the first G.pt; in the end with more pairs that go from an initialisation to
-#    the end of a run. Sampler steps and temperature: benches/RESULTS.md.
-[ -e "$runs/mnist-second.safetensors" ] ||
-    step $lopt train mnist --store "$runs/mnist" --out "$runs/mnist-second.safetensors" \
-        "${model[@]}" --init "$runs/mnist-first.safetensors" --steps 8000 \
-        --learning-rate 1.5e-3 --report-every 500 --log $log
-step $lopt train mnist --store "$runs/mnist" --out "$runs/mnist-loss.safetensors" "${model[@]}" \
-    --init "$runs/mnist-second.safetensors" --steps 5000 --learning-rate 1.2e-3 \
-    --from-start 0.5 --by-metric 0.2 --sampler-steps 6 --temperature 0.3 --report-every 500 --log $log
-# 4. From the G.pt for losses the one for errors.
-step $lopt train mnist --store "$runs/mnist" --out "$runs/mnist-error.safetensors" "${model[@]}" \
-    --init "$runs/mnist-loss.safetensors" --metric error --steps 2000 --learning-rate 1e-3 \
-    --from-start 0.5 --by-metric 0.3 --sampler-steps 6 --temperature 0.6 --report-every 500 --log $log
+    step $lopt train mnist --data "$data" --store "$runs/mnist" \
+        --out "$runs/mnist-first.safetensors" "${options[@]}" --steps 5000 \
+        --sampler-steps 6 --temperature 0.3
+# 2. Trainings from its samples, which updates in a row will start at, and the G.pt for losses.
+step $lopt record mnist --data "$data" --out "$runs/mnist-samples" --precision f16 --runs 1500 \
+    --start-from "$runs/mnist-first.safetensors" --from-run 0
+stores=(--store "$runs/mnist" --store "$runs/mnist-samples")
+[ -e "$runs/mnist-loss.safetensors" ] ||
+    step $lopt train mnist --data "$data" "${stores[@]}" --out "$runs/mnist-loss.safetensors" \
+        "${options[@]}" --init "$runs/mnist-first.safetensors" --steps 7000 \
+        --learning-rate 1.5e-3 --sampler-steps 6 --temperature 0.3
+# 3. From the G.pt for losses the one for errors.
+[ -e "$runs/mnist-error.safetensors" ] ||
+    step $lopt train mnist --data "$data" "${stores[@]}" --out "$runs/mnist-error.safetensors" \
+        "${options[@]}" --init "$runs/mnist-loss.safetensors" --metric error --steps 2000 \
+        --learning-rate 1e-3 --sampler-steps 6 --temperature 0.3
 for metric in loss error; do
     weights=$runs/mnist-$metric.safetensors
     step $lopt compare mnist --data "$data" --weights "$weights" --baseline-networks 16 --out "$runs/mnist-$metric.html" \

@@ -186,7 +186,7 @@ mod flat;
 mod layers;
 
 pub use check::check_symmetry;
-pub use flat::{flatten, unflatten};
+pub use flat::{flatten, flatten_gradients, unflatten};
 
 use dfdx::nn::{
     BuildOnDevice, RecursiveWalker, TensorCollection, TensorOptions, TensorVisitor, ViewTensorName,

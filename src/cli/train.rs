@@ -13,6 +13,7 @@ use lopt::gpt::{
     Weights,
 };
 use lopt::metric::{Metric, MetricKind, Split};
+use lopt::tasks::{by_name, TaskBehavior, NAMES};
 use serde::de::DeserializeOwned;
 use serde::Serialize;
 use serde_json::{json, Value};
@@ -25,6 +26,8 @@ use super::terminal::Terminal;
 const SAVE_EVERY: Duration = Duration::from_secs(60);
 /// Batches of held-out pairs that a training is watched on.
 const WATCHED: u64 = 8;
+/// Weight of the behavioural loss unless the user says otherwise.
+const BEHAVIOR: f64 = 0.3;
 /// Share of the last loss that the mean keeps at every step.
 const SMOOTHING: f64 = 0.98;
 
@@ -77,6 +80,9 @@ pub struct Arguments {
     /// What G.pt is conditioned on, measured on the validation split
     #[arg(long, value_enum, default_value = "loss", help_heading = "Data")]
     metric: Kind,
+    /// Folder of the images that networks are run on, for tasks that are not bundled
+    #[arg(long, value_name = "FOLDER", help_heading = "Data")]
+    data: Option<PathBuf>,
     /// Train on the first runs of each store only [default: all]
     #[arg(long, value_name = "N", help_heading = "Data")]
     runs: Option<usize>,
@@ -101,6 +107,15 @@ pub struct Arguments {
     /// Share of pairs whose end is drawn evenly over the metric
     #[arg(long, value_name = "SHARE", help_heading = "Training")]
     by_metric: Option<f64>,
+    /// Weight of the behavioural loss: predicted networks are run on images of the task, and
+    /// their answers are compared with those of the recorded ones [default: 0.3; 0 for stores
+    /// of a task that lopt does not know]
+    #[arg(long, value_name = "WEIGHT", help_heading = "Training")]
+    behavior: Option<f64>,
+    /// Images that each predicted network is run on
+    #[arg(long, value_name = "N", default_value_t = 128, help_heading = "Training",
+          value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    queries: u64,
     /// How parameters are cut into tokens
     #[arg(long, value_enum, help_heading = "Model")]
     tokens: Option<Policy>,
@@ -183,7 +198,9 @@ impl Arguments {
         }
         let defaults = ModelConfig::for_metric(self.metric.kind());
         let mut model: ModelConfig = merged(&defaults, &file["model"])?;
-        let mut trainer: TrainerConfig = merged(&TrainerConfig::default(), &file["trainer"])?;
+        let behavior = if NAMES.contains(&self.task.as_str()) { BEHAVIOR } else { 0.0 };
+        let defaults = TrainerConfig { behavior, ..TrainerConfig::default() };
+        let mut trainer: TrainerConfig = merged(&defaults, &file["trainer"])?;
         set(&mut model.tokenization, self.tokenization());
         if model.tokenization != Tokenization::Units {
             model.conditioning = Conditioning::OwnTokens;
@@ -197,8 +214,17 @@ impl Arguments {
         set(&mut trainer.warmup, self.warmup);
         set(&mut trainer.from_start, self.from_start);
         set(&mut trainer.by_metric, self.by_metric);
+        set(&mut trainer.behavior, self.behavior);
         set(&mut trainer.seed, self.seed);
         Ok((model, trainer))
+    }
+
+    /// What predicted networks are compared on.
+    fn task_behavior(&self, dataset: &Dataset) -> Result<TaskBehavior, Failure> {
+        let task = by_name(&self.task, self.data.as_deref())
+            .map_err(|e| Named("--behavior 0 trains without images".to_owned(), e))?;
+        task.layout()?.check_matches(dataset.layout())?;
+        Ok(TaskBehavior::new(task, self.queries as usize))
     }
 
     /// The runs of all stores, and how those of each were recorded.
@@ -265,6 +291,9 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
     let (dataset, recordings) = arguments.dataset()?;
     let dataset = Arc::new(dataset);
     let mut trainer = Trainer::new(dataset.clone(), model, config, terminal.threads)?;
+    if trainer.config().behavior > 0.0 {
+        trainer = trainer.with_behavior(Box::new(arguments.task_behavior(&dataset)?));
+    }
     if let Some(path) = &arguments.init {
         let name = || format!("cannot start at the weights {}", path.display());
         let weights = Weights::load(path).map_err(|e| Named(name(), e))?;
@@ -312,6 +341,7 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
         "seconds": begin.elapsed().as_secs_f64(),
         "loss": last.map(|r| r.loss),
         "held_out_loss": last.and_then(|r| r.held_out),
+        "divergence": last.and_then(|r| r.divergence),
     });
     if terminal.json {
         return print_json(&report);
@@ -326,11 +356,17 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
     ))
 }
 
+/// A mean that later values count more in.
+fn smoothed(mean: Option<f64>, value: f64) -> f64 {
+    mean.map_or(value, |mean| SMOOTHING * mean + (1.0 - SMOOTHING) * value)
+}
+
 /// How a training stands.
 #[derive(Clone, Copy)]
 struct Report {
     loss: f64,
     held_out: Option<f64>,
+    divergence: Option<f64>,
 }
 
 /// A training under way.
@@ -349,15 +385,13 @@ impl Training<'_> {
         bar.reset_eta();
         let begin = Instant::now();
         let mut saved = Instant::now();
-        let mut mean = f64::NAN;
+        let (mut mean, mut divergence) = (None, None);
         let mut last = None;
         while !trainer.is_finished() {
             let step = trainer.step()?;
-            mean = if mean.is_nan() {
-                step.loss
-            } else {
-                SMOOTHING * mean + (1.0 - SMOOTHING) * step.loss
-            };
+            let loss = smoothed(mean, step.loss);
+            mean = Some(loss);
+            divergence = step.divergence.map(|value| smoothed(divergence, value));
             let done = trainer.steps_done();
             bar.set_position(done);
             if done.is_multiple_of(self.arguments.report_every) || trainer.is_finished() {
@@ -365,13 +399,20 @@ impl Training<'_> {
                     0 => None,
                     _ => Some(trainer.held_out_loss(WATCHED)?),
                 };
-                last = Some(Report { loss: mean, held_out });
-                let watched = held_out.map_or(String::new(), |l| format!(", held out {l:.5}"));
-                bar.set_message(format!("training, loss {mean:.5}{watched}"));
+                last = Some(Report { loss, held_out, divergence });
+                let named = |name, value: Option<f64>| {
+                    value.map_or(String::new(), |value| format!(", {name} {value:.5}"))
+                };
+                bar.set_message(format!(
+                    "training, loss {loss:.5}{}{}",
+                    named("held out", held_out),
+                    named("divergence", divergence)
+                ));
                 self.log(&json!({
                     "step": done,
-                    "loss": mean,
+                    "loss": loss,
                     "held_out_loss": held_out,
+                    "divergence": divergence,
                     "learning_rate": step.learning_rate,
                     "gradient_norm": step.gradient_norm,
                     "seconds": begin.elapsed().as_secs_f64(),

@@ -1,5 +1,6 @@
 //! Runs a transformer on the CPU.
 
+use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -36,13 +37,24 @@ pub struct Target<'a, F> {
     pub entry_weights: Option<&'a [F]>,
     /// Weight of every sample, `[N]`; all one if none.
     pub sample_weights: Option<&'a [F]>,
+    /// What else is minimised, besides the squared error.
+    pub penalty: Option<&'a dyn Penalty<F>>,
 }
 
 impl<'a, F> Target<'a, F> {
-    /// All entries of all samples count alike.
+    /// All entries of all samples count alike, and nothing else does.
     pub fn new(values: &'a [F]) -> Self {
-        Self { values, entry_weights: None, sample_weights: None }
+        Self { values, entry_weights: None, sample_weights: None, penalty: None }
     }
+}
+
+/// A further term of the loss, a sum over samples.
+pub trait Penalty<F>: Debug + Sync {
+    /// Adds the gradient of the term with respect to the output for one sample.
+    ///
+    /// # Shapes
+    /// `output`, `gradient [P]`.
+    fn add(&self, sample: usize, output: &[F], gradient: &mut [F]);
 }
 
 /// Rows of activations that one pass aims at: as many as stay in the
@@ -202,8 +214,9 @@ impl<F: Float> Executor<F> {
         Ok(())
     }
 
-    /// Mean over samples and entries of the weighted squared error, and its
-    /// gradient with respect to the parameters, which replaces `gradient`.
+    /// Mean over samples and entries of the weighted squared error. Its gradient
+    /// with respect to the parameters, with that of the penalty if there is one,
+    /// replaces `gradient`.
     ///
     /// # Shapes
     /// `parameters`, `gradient`: the model's.
@@ -241,10 +254,20 @@ impl<F: Float> Executor<F> {
                     training.entry_weights
                 });
                 let sample = target.sample_weights.map(|weights| {
-                    cpu.load(training.sample_weights, &weights[samples]);
+                    cpu.load(training.sample_weights, &weights[samples.clone()]);
                     training.sample_weights
                 });
-                cpu.squared_error(rows, arena.output, training.target, entry, sample, scale)
+                let outputs = target.penalty.map(|_| cpu.arena[arena.output.range(rows)].to_vec());
+                let sum =
+                    cpu.squared_error(rows, arena.output, training.target, entry, sample, scale);
+                if let (Some(penalty), Some(outputs)) = (target.penalty, outputs) {
+                    let gradients = &mut cpu.arena[arena.output.range(rows)];
+                    let rows = outputs.chunks_exact(size).zip(gradients.chunks_exact_mut(size));
+                    for (sample, (output, gradient)) in samples.zip(rows) {
+                        penalty.add(sample, output, gradient);
+                    }
+                }
+                sum
             },
         )?;
         Ok(sum * scale)

@@ -3,6 +3,7 @@
 //! # Source
 //! Peebles et al. 2022, arXiv:2209.12892.
 
+mod behavior;
 pub mod config;
 pub mod diffusion;
 mod edges;
@@ -18,9 +19,10 @@ mod trainer;
 mod transformer;
 mod weights;
 
+pub use behavior::{Behavior, BehaviorError};
 pub use config::{Conditioning, ConfigError, ModelConfig, Prediction, Tokenization};
 pub use diffusion::NoiseSchedule;
-pub use executor::{Executor, Inputs, Target};
+pub use executor::{Executor, Inputs, Penalty, Target};
 pub use file::{FileError, Precision};
 pub use normalizer::Normalizer;
 pub use optimizer::{Gpt, GptConfig, Pretrained, SampleError};

@@ -18,10 +18,12 @@ use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::behavior::{Behavior, BehaviorError, BehaviorPenalty};
 use super::file::{self, Contents, Entry, FileError, Precision};
 use super::{
     ConfigError, Executor, Inputs, LearningRateSchedule, ModelConfig, NoiseSchedule, Normalizer,
-    PromptRange, SamplerConfig, Target, Transformer, Weights, WeightsHeader, DIFFUSION_STEPS,
+    Penalty, Prediction, PromptRange, SamplerConfig, Target, Transformer, Weights, WeightsHeader,
+    DIFFUSION_STEPS,
 };
 use crate::checkpoints::{
     Dataset, PairBatch, PairConfig, PairSampler, Part, Statistics, StoreError,
@@ -34,6 +36,8 @@ use crate::metric::{Direction, Metric};
 const KIND: &str = "G.pt training state";
 /// Separates the noise of a step from its choice of pairs.
 const NOISE_SEED: u64 = 0x6e6f_6973_655f_5f5f;
+/// And both from the inputs that networks are compared on.
+const BEHAVIOR_SEED: u64 = 0x6265_6861_7669_6f72;
 
 /// Why a training cannot start, go on or be saved.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +63,18 @@ pub enum TrainError {
         /// The loss.
         loss: f64,
     },
+    /// The behavioural loss has a weight, but nothing was given to compare answers with.
+    #[error(
+        "the behavioural loss has the weight {weight}, but there is nothing to compare answers \
+         with: call `Trainer::with_behavior`, or set the weight to 0"
+    )]
+    NoBehavior {
+        /// The weight.
+        weight: f64,
+    },
+    /// What networks answer could not be compared.
+    #[error("cannot compare what networks answer")]
+    Behavior(#[source] BehaviorError),
     /// Weights to start at belong to another model.
     #[error("the weights to start at have another {what}: found {found}, expected {expected}")]
     Foreign {
@@ -114,6 +130,11 @@ pub struct TrainerConfig {
     /// Differs from the reference (0): the middle of the range of prompts, which
     /// a run passes in a few steps, is hardly trained there.
     pub by_metric: f64,
+    /// Weight of the behavioural loss, beside 1 of the squared error: how far answers
+    /// of predicted networks are from those of the true ones, see [`Behavior`].
+    /// Default 0, without it, as the reference.
+    #[serde(default)]
+    pub behavior: f64,
     /// Seed of initialisation, pairs and noise. Default 0.
     pub seed: u64,
 }
@@ -130,6 +151,7 @@ impl Default for TrainerConfig {
             ema_decay: 0.9995,
             from_start: 0.4,
             by_metric: 0.5,
+            behavior: 0.0,
             seed: 0,
         }
     }
@@ -154,6 +176,8 @@ impl TrainerConfig {
         }
         let ema = self.ema_decay;
         check((0.0..1.0).contains(&ema), "ema_decay", &ema, &"at least 0 and below 1")?;
+        let behavior = self.behavior;
+        check(behavior.is_finite() && behavior >= 0.0, "behavior", &behavior, &"zero or more")?;
         Ok(())
     }
 
@@ -174,6 +198,9 @@ pub struct StepReport {
     pub step: u64,
     /// Mean squared error of the prediction, in normalised parameters.
     pub loss: f64,
+    /// How far answers of predicted networks are from those of the true ones, in the
+    /// unit of the [`Behavior`], if the behavioural loss has a weight.
+    pub divergence: Option<f64>,
     /// Norm of the gradient before clipping.
     pub gradient_norm: f64,
     /// Learning rate used.
@@ -238,6 +265,7 @@ pub fn clip_scale(norm: f64, limit: f64) -> f64 {
 
 /// Trains one G.pt.
 pub struct Trainer {
+    behavior: Option<Box<dyn Behavior>>,
     dataset: Arc<Dataset>,
     config: TrainerConfig,
     model: Arc<Transformer>,
@@ -317,6 +345,10 @@ impl Trainer {
         threads: usize,
     ) -> Result<Self, TrainError> {
         config.validate()?;
+        if model.prediction != Prediction::Start {
+            let expected = "0 for a model that does not predict clean parameters";
+            ConfigError::check(config.behavior == 0.0, "behavior", &config.behavior, &expected)?;
+        }
         let model = Arc::new(Transformer::new(model, dataset.layout())?);
         let statistics = dataset.statistics();
         Normalizer { scale: statistics.scale() }.validate()?;
@@ -350,7 +382,14 @@ impl Trainer {
             pairs,
             executor,
             state,
+            behavior: None,
         })
+    }
+
+    /// Gives the behavioural loss what it compares answers with. Without a weight
+    /// in the configuration it is not used.
+    pub fn with_behavior(self, behavior: Box<dyn Behavior>) -> Self {
+        Self { behavior: Some(behavior), ..self }
     }
 
     /// Starts at the parameters of other weights instead of a random initialisation.
@@ -405,7 +444,8 @@ impl Trainer {
     /// Takes one step.
     ///
     /// # Errors
-    /// If the loss is not finite; the state is then that before the step.
+    /// If the loss is not finite, or the behavioural loss cannot be formed; the state
+    /// is then that before the step.
     pub fn step(&mut self) -> Result<StepReport, TrainError> {
         let step = self.state.step;
         self.pairs.fill(step, &mut self.batch.pairs);
@@ -413,13 +453,29 @@ impl Trainer {
         rng.set_stream(step);
         self.batch.noise(&self.schedule, &mut rng);
         let prediction = self.model.config().prediction;
-        let target = prediction.target(&self.batch.pairs.end, &self.batch.noise);
+        let weight = self.config.behavior;
+        let penalty = match &self.behavior {
+            _ if weight == 0.0 => None,
+            None => return Err(TrainError::NoBehavior { weight }),
+            Some(behavior) => {
+                let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed ^ BEHAVIOR_SEED);
+                rng.set_stream(step);
+                let settings = (self.statistics.scale(), weight, rng.gen());
+                let ends = &self.batch.pairs.end;
+                Some(BehaviorPenalty::new(behavior.as_ref(), ends, self.config.batch, settings))
+            }
+        };
+        let target = Target {
+            penalty: penalty.as_ref().map(|penalty| penalty as &dyn Penalty<f32>),
+            ..Target::new(prediction.target(&self.batch.pairs.end, &self.batch.noise))
+        };
         let loss = self.executor.loss_and_gradient(
             &self.state.parameters,
             &self.batch.inputs(),
-            &Target::new(target),
+            &target,
             &mut self.gradient,
         )?;
+        let divergence = penalty.map(|p| p.mean().map_err(TrainError::Behavior)).transpose()?;
         let gradient_norm = global_norm(&self.gradient);
         if !loss.is_finite() || !gradient_norm.is_finite() {
             return Err(TrainError::Diverged { step, loss });
@@ -440,7 +496,7 @@ impl Trainer {
         };
         adamw_ema(self.executor.threads(), &settings, update);
         self.state.step += 1;
-        Ok(StepReport { step, loss, gradient_norm, learning_rate })
+        Ok(StepReport { step, loss, divergence, gradient_norm, learning_rate })
     }
 
     /// Mean loss of the averaged parameters on pairs of runs that are held out
@@ -649,6 +705,109 @@ mod tests {
         let step = trainer.steps_done();
         assert!(matches!(error, TrainError::Diverged { step: s, .. } if s == step), "{error}");
         assert!(trainer.step().is_err(), "and again");
+    }
+
+    /// The sum of all parameters is what a network answers.
+    struct Sum;
+
+    impl Behavior for Sum {
+        fn divergence(
+            &self,
+            seed: u64,
+            predicted: &[f32],
+            target: &[f32],
+            gradient: &mut [f32],
+        ) -> Result<f64, BehaviorError> {
+            let sum = |values: &[f32]| values.iter().sum::<f32>();
+            let difference = sum(predicted) - sum(target);
+            // Part of it depends on the seed, as that of random inputs does.
+            let weight = 1.0 + (seed % 2) as f32;
+            gradient.fill(2.0 * weight * difference);
+            Ok(f64::from(weight * difference * difference))
+        }
+    }
+
+    #[test]
+    fn answers_are_learned_beside_parameters() {
+        let dataset = dataset(3, 8, Metric::VALIDATION_LOSS);
+        let train = |behavior: f64| {
+            let config = TrainerConfig {
+                behavior,
+                steps: 100,
+                learning_rate: 5e-3,
+                ema_decay: 0.9,
+                ..config()
+            };
+            let mut trainer = trainer(&dataset, config).with_behavior(Box::new(Sum));
+            let mut found = Vec::new();
+            while !trainer.is_finished() {
+                found.extend(trainer.step().unwrap().divergence);
+            }
+            let mean = |steps: &[f64]| steps.iter().sum::<f64>() / steps.len() as f64;
+            (found.len() == 100).then(|| mean(&found[80..]) / mean(&found[..20]))
+        };
+        assert_eq!(train(0.0), None);
+        let (little, much) = (train(1e-6).unwrap(), train(5.0).unwrap());
+        assert!(much < 0.8 * little, "{much} and {little} of the divergence are left");
+    }
+
+    #[test]
+    fn a_training_with_answers_goes_on_to_the_same_bits_on_any_number_of_threads() {
+        let dataset = dataset(3, 8, Metric::VALIDATION_LOSS);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        let config = TrainerConfig { behavior: 0.5, ..config() };
+        let new = |threads| {
+            Trainer::new(dataset.clone(), model(), config.clone(), threads)
+                .unwrap()
+                .with_behavior(Box::new(Sum))
+        };
+        for threads in [1, 2] {
+            let mut unbroken = new(threads);
+            let reports: Vec<StepReport> = (0..6).map(|_| unbroken.step().unwrap()).collect();
+            let mut first = new(threads);
+            first.step().unwrap();
+            first.save(&path).unwrap();
+            let mut second = new(threads);
+            second.resume(&path).unwrap();
+            for report in &reports[1..] {
+                assert_eq!(second.step().unwrap(), *report);
+            }
+            assert_eq!(second.state, unbroken.state);
+        }
+    }
+
+    #[test]
+    fn what_answers_cannot_be_compared_is_an_error_that_changes_nothing() {
+        struct Broken;
+        impl Behavior for Broken {
+            fn divergence(
+                &self,
+                _: u64,
+                _: &[f32],
+                _: &[f32],
+                _: &mut [f32],
+            ) -> Result<f64, BehaviorError> {
+                Err("no images".into())
+            }
+        }
+        let dataset = dataset(3, 8, Metric::VALIDATION_LOSS);
+        let config = TrainerConfig { behavior: 0.5, ..config() };
+        let mut without = trainer(&dataset, config.clone());
+        let before = without.state.clone();
+        let error = without.step().unwrap_err();
+        assert!(matches!(error, TrainError::NoBehavior { weight: 0.5 }), "{error}");
+        assert_eq!(without.state, before);
+        let mut broken = without.with_behavior(Box::new(Broken));
+        let error = broken.step().unwrap_err();
+        assert!(
+            matches!(&error, TrainError::Behavior(source) if source.to_string() == "no images")
+        );
+        assert_eq!(broken.state, before);
+
+        let noise = ModelConfig { prediction: Prediction::Noise, ..model() };
+        let error = Trainer::new(dataset, noise, config, 1).err().unwrap().to_string();
+        assert!(error.contains("behavior") && error.contains("clean parameters"), "{error}");
     }
 
     #[test]

@@ -46,6 +46,25 @@ where
     Ok(reader.values)
 }
 
+/// Gradients of a model's parameters in the order of [`flatten`]; zeros for a
+/// parameter that has none.
+///
+/// # Errors
+/// If memory does not suffice.
+pub fn flatten_gradients<M, E, D>(
+    model: &M,
+    gradients: &Gradients<E, D>,
+) -> Result<Vec<E>, NetworkError>
+where
+    M: TensorCollection<E, D>,
+    E: Dtype,
+    D: Device<E>,
+{
+    let mut reader = GradientReader { gradients: gradients.clone(), values: Vec::new() };
+    M::iter_tensors(&mut RecursiveWalker { m: model, f: &mut reader })?;
+    Ok(reader.values)
+}
+
 /// Writes a flat vector into a model: the inverse of [`flatten`].
 ///
 /// Tensors keep their identity, so gradients and optimizers that belong to the
@@ -92,6 +111,30 @@ impl<E: Dtype, D: Device<E>> TensorVisitor<E, D> for Reader<E> {
     ) -> Result<Option<Tensor<S, E, D>>, NetworkError> {
         if is_flat(&options) {
             self.values.extend(tensor.as_vec());
+        }
+        Ok(None)
+    }
+}
+
+struct GradientReader<E: Dtype, D: Device<E>> {
+    gradients: Gradients<E, D>,
+    values: Vec<E>,
+}
+
+impl<E: Dtype, D: Device<E>> TensorVisitor<E, D> for GradientReader<E, D> {
+    type Viewer = ViewTensorRef;
+    type Err = NetworkError;
+    type E2 = E;
+    type D2 = D;
+
+    fn visit<S: Shape>(
+        &mut self,
+        options: TensorOptions<S, E, D>,
+        tensor: &Tensor<S, E, D>,
+    ) -> Result<Option<Tensor<S, E, D>>, NetworkError> {
+        if is_flat(&options) {
+            self.gradients.get_or_alloc_mut(tensor).map_err(NetworkError::device)?;
+            self.values.extend(self.gradients.get(tensor).as_vec());
         }
         Ok(None)
     }

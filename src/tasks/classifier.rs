@@ -5,14 +5,18 @@ use std::ops::ControlFlow;
 
 use dfdx::optim::{Adam, Sgd};
 use dfdx::prelude::*;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
-use super::images::{answer, Images, Score};
+use super::images::{answer, softmax, Images, Score};
 use super::stack::Stack;
-use super::training::{adam_config, dfdx_error, sgd_config, train_classifier, Algorithm};
+use super::training::{
+    adam_config, cross_entropy, dfdx_error, sgd_config, train_classifier, Algorithm,
+};
 use super::{RecordingConfig, Task, TaskError, TrainingConfig};
 use crate::layout::Layout;
 use crate::metric::{MetricKind, Split};
-use crate::network::{flatten, unflatten, Network};
+use crate::network::{flatten, flatten_gradients, unflatten, Network};
 
 /// Number of classes of every data set here.
 pub const CLASSES: usize = 10;
@@ -162,6 +166,41 @@ impl<N: ImageNetwork> Task for Classifier<N> {
 
     fn predictions(&self, parameters: &[f32], split: Split) -> Result<Vec<usize>, TaskError> {
         Ok(self.logits(parameters, split)?.chunks_exact(CLASSES).map(answer).collect())
+    }
+
+    fn divergence(
+        &self,
+        seed: u64,
+        queries: usize,
+        predicted: &[f32],
+        target: &[f32],
+        gradient: &mut [f32],
+    ) -> Result<f64, TaskError> {
+        for vector in [predicted, target, gradient] {
+            self.layout.check_length(vector.len())?;
+        }
+        let images = &self.data.train;
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let rows = (0..queries).flat_map(|_| images.row(rng.gen_range(0..images.len())));
+        let device = Cpu::default();
+        let shape = N::input(queries, images.image());
+        let mut input = device.try_zeros_like(&shape).map_err(dfdx_error)?;
+        input.copy_from(&rows.copied().collect::<Vec<f32>>());
+        let mut model: N::Model = device.try_build_module::<N, f32>().map_err(dfdx_error)?;
+        let mut answers = |parameters: &[f32]| {
+            unflatten(&mut model, parameters)?;
+            let gradients = model.try_alloc_grads().map_err(dfdx_error)?;
+            model.try_forward_mut(input.clone().traced(gradients)).map_err(dfdx_error)
+        };
+        let (mut wanted, _) = answers(target)?.split_tape();
+        let mut probabilities = wanted.as_vec();
+        let entropy = softmax(&mut probabilities, CLASSES) / queries as f64;
+        wanted.copy_from(&probabilities);
+        let loss = cross_entropy(answers(predicted)?, wanted).map_err(dfdx_error)?;
+        let value = f64::from(loss.array()) - entropy;
+        let gradients = loss.try_backward().map_err(dfdx_error)?;
+        gradient.copy_from_slice(&flatten_gradients(&model, &gradients)?);
+        Ok(value)
     }
 
     fn recording(&self) -> RecordingConfig {

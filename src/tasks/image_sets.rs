@@ -121,13 +121,13 @@ const PAPER: TrainingConfig = TrainingConfig {
     schedule: Schedule::Cosine,
     weight_decay: 5e-4,
     batch_size: 128,
-    steps: 800,
+    steps: 1600,
 };
 
-/// A task of the perceptron: runs of 800 steps.
+/// A task of the perceptron: runs of 1600 steps.
 fn mlp(set: Set) -> Result<Box<dyn Task>, TaskError> {
     let recording =
-        RecordingConfig { training: PAPER, runs: 4000, saves: 40, ..RecordingConfig::default() };
+        RecordingConfig { training: PAPER, runs: 4000, saves: 30, ..RecordingConfig::default() };
     Ok(Box::new(Classifier::<ImageMlp>::new(set.data("784-10-10, ReLU", recording))?))
 }
 

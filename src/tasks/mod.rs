@@ -12,6 +12,7 @@ use crate::layout::{Layout, LayoutError};
 use crate::metric::{Metric, MetricKind, Split};
 use crate::network::NetworkError;
 
+mod behavior;
 mod cifar;
 pub mod classifier;
 pub mod digits;
@@ -25,6 +26,7 @@ mod stack;
 pub mod starts;
 pub mod training;
 
+pub use behavior::TaskBehavior;
 pub use classifier::{Classifier, ImageNetwork};
 pub use digits::{Digits, DigitsMlp};
 pub use file::{load_network, save_network, NetworkFileError};
@@ -125,7 +127,7 @@ impl From<NetworkError> for TaskError {
 }
 
 /// A network, data to train it on, and how it is scored.
-pub trait Task: Sync {
+pub trait Task: Send + Sync {
     /// Name, as the command spells it.
     fn name(&self) -> &'static str;
 
@@ -167,6 +169,25 @@ pub trait Task: Sync {
     /// # Errors
     /// If `parameters` has the wrong length.
     fn predictions(&self, parameters: &[f32], split: Split) -> Result<Vec<usize>, TaskError>;
+
+    /// How far the answers of one network are from those of another: mean
+    /// Kullback-Leibler divergence, in nats, of the probabilities of `predicted` from
+    /// those of `target`, over `queries` examples of the training split drawn from
+    /// `seed`. Its gradient with respect to `predicted` replaces `gradient`.
+    ///
+    /// # Shapes
+    /// `predicted`, `target`, `gradient [P]`.
+    ///
+    /// # Errors
+    /// If a vector has the wrong length, or dfdx fails.
+    fn divergence(
+        &self,
+        seed: u64,
+        queries: usize,
+        predicted: &[f32],
+        target: &[f32],
+        gradient: &mut [f32],
+    ) -> Result<f64, TaskError>;
 
     /// How this task's runs are recorded unless the user says otherwise.
     fn recording(&self) -> RecordingConfig;

@@ -241,8 +241,9 @@ where
     Ok(())
 }
 
-/// Mean cross entropy; dfdx's own function panics where this returns an error.
-fn cross_entropy<const C: usize, T: Tape<f32, Cpu>>(
+/// Mean cross entropy with probabilities; dfdx's own function panics where this
+/// returns an error.
+pub(super) fn cross_entropy<const C: usize, T: Tape<f32, Cpu>>(
     logits: Tensor<(usize, Const<C>), f32, Cpu, T>,
     target: Tensor<(usize, Const<C>), f32, Cpu>,
 ) -> Result<Tensor<Rank0, f32, Cpu, T>, CpuError> {

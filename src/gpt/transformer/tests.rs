@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rand::{Rng, SeedableRng};
 
 use super::*;
-use crate::gpt::{Conditioning, Executor, Inputs, Target, Tokenization};
+use crate::gpt::{Conditioning, Executor, Inputs, Penalty, Target, Tokenization};
 use crate::layout::LayoutBuilder;
 use crate::symmetry::{gather, Symmetry};
 
@@ -133,6 +133,7 @@ fn gradients_match_central_differences() {
                 values: &batch.wanted,
                 entry_weights: Some(&entry_weights),
                 sample_weights: Some(&[1.0, 0.25, 2.0]),
+                penalty: None,
             };
             let mut executor = Executor::for_training(model.clone(), 3, 2).unwrap();
             let mut gradient = vec![f64::NAN; model.num_parameters()];
@@ -165,6 +166,45 @@ fn gradients_match_central_differences() {
                 }
             }
         }
+    }
+}
+
+/// The squared error, written as a penalty.
+#[derive(Debug)]
+struct SquaredError<'a>(&'a [f64], f64);
+
+impl Penalty<f64> for SquaredError<'_> {
+    fn add(&self, sample: usize, output: &[f64], gradient: &mut [f64]) {
+        let wanted = &self.0[sample * output.len()..];
+        for ((sum, output), wanted) in gradient.iter_mut().zip(output).zip(wanted) {
+            *sum += 2.0 * self.1 * (output - wanted);
+        }
+    }
+}
+
+#[test]
+fn a_penalty_is_minimised_beside_the_squared_error() {
+    let layout = mlp(&[3, 4, 2]);
+    let model = Arc::new(Transformer::new(config(Tokenization::Units), &layout).unwrap());
+    // Several passes on each of two threads.
+    let (samples, size) = (200, layout.num_parameters());
+    let batch = Batch::<f64>::random(samples, size, 1);
+    let parameters = parameters::<f64>(&model, 2);
+    let mut executor = Executor::for_training(model.clone(), samples, 2).unwrap();
+    let mut gradient_of = |target: Target<'_, f64>| {
+        let mut gradient = vec![0.0; model.num_parameters()];
+        let loss = executor
+            .loss_and_gradient(&parameters, &batch.inputs(), &target, &mut gradient)
+            .unwrap();
+        (loss, gradient)
+    };
+    let alone = Target::new(&batch.wanted);
+    let penalty = SquaredError(&batch.wanted, 2.0 / (samples * size) as f64);
+    let (loss, gradient) = gradient_of(alone);
+    let (same, three) = gradient_of(Target { penalty: Some(&penalty), ..alone });
+    assert_eq!(same, loss);
+    for (three, one) in three.iter().zip(gradient) {
+        assert!((three - 3.0 * one).abs() < 1e-14, "{three} {one}");
     }
 }
 
