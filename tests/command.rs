@@ -197,14 +197,23 @@ fn the_whole_path_at_toy_scale() {
     ];
     let report = json(&train);
     assert_eq!((&report["steps"], &report["runs"]), (&12.into(), &12.into()));
+    assert!(report["divergence"].as_f64().unwrap() > 0.0, "{report}");
     assert_eq!(std::fs::read_to_string(&log).unwrap().lines().count(), 2);
     assert_eq!(json(&train)["first_step"], 12, "a finished training is not made again");
     train.extend(["--warmup", "5"]);
     assert!(fails(&train, 1).contains("--restart"));
     train.push("--restart");
     assert_eq!(json(&train)["first_step"], 0);
+    let without = path("without.safetensors");
+    let mut plain: Vec<&str> = train
+        .iter()
+        .map(|&argument| if argument == weights { &without } else { argument })
+        .collect();
+    plain.extend(["--behavior", "0"]);
+    assert!(json(&plain)["divergence"].is_null());
     let header = json(&["inspect", &weights, "--json"]);
     assert_eq!(header["header"]["metric"]["split"], "validation");
+    assert_eq!(header["header"]["provenance"]["trainer"]["behavior"], 0.3);
     let recordings = header["header"]["provenance"]["stores"].as_array().unwrap();
     let rate = |store: &Value| store["recording"]["training"]["learning_rate"].clone();
     let rates: Vec<Value> = recordings.iter().map(rate).collect();

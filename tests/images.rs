@@ -99,6 +99,43 @@ fn every_network_learns_its_images() {
 }
 
 #[test]
+fn answers_of_networks_are_compared() {
+    let folder = tempfile::tempdir().unwrap();
+    write_mnist(folder.path());
+    for (name, data) in
+        [("digits", None), ("mnist", Some(folder.path())), ("mnist-cnn", Some(folder.path()))]
+    {
+        let task = by_name(name, data).unwrap();
+        let (network, other) = (task.initial(1).unwrap(), task.initial(2).unwrap());
+        let compare = |seed: u64, predicted: &[f32]| {
+            let mut gradient = vec![f32::NAN; predicted.len()];
+            let value = task.divergence(seed, 32, predicted, &other, &mut gradient).unwrap();
+            (value, gradient)
+        };
+        let norm = |values: &[f32]| values.iter().map(|v| f64::from(v * v)).sum::<f64>().sqrt();
+
+        let (same, flat) = compare(0, &other);
+        assert!(same.abs() < 1e-6 && norm(&flat) < 1e-5, "{name}: {same} {}", norm(&flat));
+        let (value, gradient) = compare(0, &network);
+        assert!(value > 0.05, "{name}: {value}");
+        assert_eq!(compare(0, &network), (value, gradient.clone()), "the seed decides");
+        assert_ne!(compare(1, &network).0, value);
+
+        // Along the gradient it rises as fast as the gradient is long.
+        let (length, h) = (norm(&gradient), 1e-2);
+        let at = |step: f64| {
+            let moved = |(p, g): (&f32, &f32)| p + (step * f64::from(*g) / length) as f32;
+            compare(0, &network.iter().zip(&gradient).map(moved).collect::<Vec<f32>>()).0
+        };
+        let slope = (at(h) - at(-h)) / (2.0 * h);
+        assert!((slope / length - 1.0).abs() < 0.01, "{name}: {slope} {length}");
+
+        let error = task.divergence(0, 32, &network[1..], &other, &mut [0.0; 3]).unwrap_err();
+        assert!(error.to_string().contains("expected"), "{error}");
+    }
+}
+
+#[test]
 fn cifar_is_read_from_its_binary_format() {
     let folder = tempfile::tempdir().unwrap();
     write_cifar(folder.path());

@@ -8,7 +8,7 @@ use dfdx::nn::tensor_collection::*;
 use dfdx::optim::{Adam, Optimizer, RMSprop, Sgd};
 use dfdx::prelude::*;
 use lopt::layout::Layout;
-use lopt::network::{flatten, unflatten, Built, Layer};
+use lopt::network::{flatten, flatten_gradients, unflatten, Built, Layer};
 use lopt::Network;
 
 /// Digits, with a width to choose.
@@ -360,6 +360,22 @@ fn permuted_tensors_are_read_and_written_in_logical_order() {
     unflatten(&mut model, &wanted).unwrap();
     assert_eq!(flatten::<_, f32, Cpu>(&model).unwrap(), wanted);
     assert_eq!(model.0.weight.array()[2][5], 145.0);
+}
+
+/// The gradient of half the square of a parameter is the parameter.
+#[test]
+fn gradients_have_the_order_of_parameters() {
+    let dev = Cpu::seed_from_u64(1);
+    let mut model = dev.build_module::<(Linear<3, 4>, Linear<4, 2>), f32>();
+    model.0.weight = dev.sample_normal::<Rank2<3, 4>>().permute();
+    let half_square = (model.0.weight.leaky_trace().square().sum::<Rank0, _>()
+        + model.1.bias.leaky_trace().square().sum::<Rank0, _>())
+        * 0.5;
+    let gradients = flatten_gradients(&model, &half_square.backward()).unwrap();
+    // Nothing depends on the first bias and the second weight.
+    let mut expected: Vec<f32> = flatten(&model).unwrap();
+    expected[12..12 + 4 + 8].fill(0.0);
+    assert_eq!(gradients, expected);
 }
 
 #[test]

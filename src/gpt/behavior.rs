@@ -140,3 +140,51 @@ impl Penalty<f32> for BehaviorPenalty<'_> {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)[sample] = found;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Half the squared distance of the parameters, times the seed.
+    struct Distance;
+
+    impl Behavior for Distance {
+        fn divergence(
+            &self,
+            seed: u64,
+            predicted: &[f32],
+            target: &[f32],
+            gradient: &mut [f32],
+        ) -> Result<f64, BehaviorError> {
+            if predicted[0].is_nan() {
+                return Err("not a number".into());
+            }
+            let mut sum = 0.0;
+            for ((gradient, &a), &b) in gradient.iter_mut().zip(predicted).zip(target) {
+                *gradient = seed as f32 * (a - b);
+                sum += 0.5 * f64::from(seed as f32 * (a - b).powi(2));
+            }
+            Ok(sum)
+        }
+    }
+
+    /// Two samples of two parameters, normalised by a factor of 4, weight 3.
+    #[test]
+    fn gradients_are_those_of_normalised_parameters() {
+        let ends = [4.0, 8.0, 0.0, -4.0];
+        let new = || BehaviorPenalty::new(&Distance, &ends, 2, (4.0, 3.0, 10));
+        let penalty = new();
+        let mut gradient = [100.0, 0.0];
+        // In other threads samples come in another order.
+        penalty.add(1, &[4.0, -4.0], &mut gradient);
+        // Seed 11, a distance of 1, a sample's weight of 3/2, a factor of 1/4.
+        assert_eq!(gradient, [100.0 + 11.0 * 1.5 / 4.0, 0.0]);
+        penalty.add(0, &[4.0, 0.0], &mut [0.0; 2]);
+        assert_eq!(penalty.mean().unwrap(), (10.0 * 2.0 + 11.0 * 0.5) / 2.0);
+
+        let penalty = new();
+        penalty.add(0, &[f32::NAN, 0.0], &mut [0.0; 2]);
+        penalty.add(1, &[0.0, 0.0], &mut [0.0; 2]);
+        assert_eq!(penalty.mean().unwrap_err().to_string(), "not a number");
+    }
+}
