@@ -738,7 +738,7 @@ mod tests {
                 .flatten()
                 .collect()
         };
-        assert_eq!(train(0.0), []);
+        assert!(train(0.0).is_empty());
         let found = train(1.0);
         let mean = |steps: &[f64]| steps.iter().sum::<f64>() / steps.len() as f64;
         let (before, after) = (mean(&found[..20]), mean(&found[80..]));
