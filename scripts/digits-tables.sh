@@ -15,7 +15,7 @@ row() {
     local name=$1
     shift
     $lopt train digits --store "$runs/digits" --out "$runs/$name.safetensors" --restart \
-        --blocks 4 "$@" --json --quiet >"$runs/$name.train.json"
+        --blocks 4 --behavior 0 "$@" --json --quiet >"$runs/$name.train.json"
     for who in unseen seen; do
         local flag=()
         [ $who = seen ] && flag=(--seen)

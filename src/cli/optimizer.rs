@@ -222,6 +222,11 @@ pub fn finish<T>(result: Result<T, EvalError>, terminal: &Terminal) -> Result<T,
     }
 }
 
+/// The option that names the folder of a task's data, as the next command needs it.
+pub fn data_option(folder: Option<&Path>) -> String {
+    folder.map_or(String::new(), |folder| format!(" --data {}", folder.display()))
+}
+
 /// Reads weights and checks that they are for a task.
 pub fn load_weights(path: &Path, task: &dyn Task) -> Result<Weights, Failure> {
     let name = || format!("cannot use the weights {}", path.display());

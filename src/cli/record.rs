@@ -10,7 +10,7 @@ use lopt::tasks::{
     TrainingConfig,
 };
 
-use super::optimizer::load_weights;
+use super::optimizer::{data_option, load_weights};
 use super::output::{print, print_json, Failure};
 use super::terminal::Terminal;
 
@@ -209,8 +209,9 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
         return print_json(&summary);
     }
     print(&format!(
-        "{summary}\nNext: lopt train {} --store {} --out {}.safetensors\n",
+        "{summary}\nNext: lopt train {}{} --store {} --out {}.safetensors\n",
         arguments.task,
+        data_option(arguments.data.as_deref()),
         arguments.out.display(),
         arguments.task
     ))

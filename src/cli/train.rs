@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::Serialize;
 use serde_json::{json, Value};
 
-use super::optimizer::{Named, SamplerArguments};
+use super::optimizer::{data_option, Named, SamplerArguments};
 use super::output::{check_target, command_line, print, print_json, Failure};
 use super::terminal::Terminal;
 
@@ -42,7 +42,8 @@ Examples:
   lopt train digits --store runs/digits --out digits.safetensors
   lopt train digits --store runs/digits --out small.safetensors --steps 2000 --width 96
   lopt train digits --store runs/digits --out odd.safetensors --config odd.json
-  lopt train mnist --store runs/fresh --store runs/from-samples --out mnist.safetensors
+  lopt train mnist --data data-sets/mnist --store runs/mnist --out mnist.safetensors
+  lopt train digits --store runs/fresh --store runs/from-samples --out digits.safetensors
 
 A configuration file names what differs from the defaults:
   { \"model\": { \"blocks\": 8 }, \"trainer\": { \"ema_decay\": 0.9995 } }")]
@@ -347,11 +348,12 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
         return print_json(&report);
     }
     print(&format!(
-        "{} parameters, {} steps on {} runs, written to {}\n\nNext: lopt eval {task} --weights {}\n",
+        "{} parameters, {} steps on {} runs, written to {}\n\nNext: lopt eval {task}{} --weights {}\n",
         weights.parameters.len(),
         trainer.steps_done(),
         dataset.train().len(),
         arguments.out.display(),
+        data_option(arguments.data.as_deref()),
         arguments.out.display()
     ))
 }
