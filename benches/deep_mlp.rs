@@ -2,12 +2,13 @@
 //! how well one update of networks that it has never seen does.
 //!
 //! ```text
-//! cargo bench --bench deep_mlp -- FOLDER [STEPS] [SEED]
+//! cargo bench --bench deep_mlp -- FOLDER [STEPS] [SEED] [BEHAVIOR]
 //! ```
 //!
 //! Records into FOLDER (once, a minute), trains a small G.pt on one thread (a
 //! minute), and prints a row of a table in benches/RESULTS.md. STEPS (default
-//! 2000) and SEED (default 0) are the training's.
+//! 2000), SEED (default 0) and BEHAVIOR (default 0), the weight of the behavioural
+//! loss, are the training's.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,9 +20,11 @@ use lopt::checkpoints::{
 };
 use lopt::eval::alignment::{linspace, prompt_alignment};
 use lopt::eval::Estimate;
-use lopt::gpt::{Gpt, GptConfig, ModelConfig, Trainer, TrainerConfig, Weights};
+use lopt::gpt::{
+    Behavior, BehaviorError, Gpt, GptConfig, ModelConfig, Trainer, TrainerConfig, Weights,
+};
 use lopt::metric::{Metric, Split};
-use lopt::network::{flatten, unflatten, Built};
+use lopt::network::{flatten, flatten_gradients, unflatten, Built};
 use lopt::tasks::{Digits, Seeds};
 use lopt::Network;
 use rand::{Rng, SeedableRng};
@@ -40,6 +43,8 @@ const RUNS: u64 = 2000;
 const UPDATES: usize = 200;
 /// Images in an update.
 const BATCH: usize = 256;
+/// Images that predicted networks are compared on.
+const QUERIES: usize = 128;
 /// Networks to judge on, and prompts for each.
 const NETWORKS: u64 = 64;
 const PROMPTS: usize = 20;
@@ -126,14 +131,44 @@ fn record(store: &Store, digits: &Digits) -> Result<()> {
     }
 }
 
+/// Images that networks are compared on.
+struct Answers(Digits);
+
+impl Behavior for Answers {
+    fn divergence(
+        &self,
+        seed: u64,
+        predicted: &[f32],
+        target: &[f32],
+        gradient: &mut [f32],
+    ) -> std::result::Result<f64, BehaviorError> {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+        let count = self.0.images(Split::Train).len();
+        let chosen = (0..QUERIES).map(|_| rng.gen_range(0..count));
+        let images = Images::choose(&self.0, Split::Train, chosen).pixels;
+        let mut model = new_model(0);
+        unflatten(&mut model, target)?;
+        let logits = model.forward(images.clone());
+        let wanted = logits.clone().softmax::<Axis<1>>();
+        let entropy = cross_entropy_with_logits_loss(logits, wanted.clone());
+        unflatten(&mut model, predicted)?;
+        let answers = model.forward(images.traced(model.alloc_grads()));
+        let loss = cross_entropy_with_logits_loss(answers, wanted);
+        let value = loss.array() - entropy.array();
+        gradient.copy_from_slice(&flatten_gradients(&model, &loss.backward())?);
+        Ok(value.into())
+    }
+}
+
 /// Trains a G.pt on the recorded runs; with its loss on runs held out.
-fn train(store: &Store, steps: u64, seed: u64) -> Result<(Weights, f64)> {
+fn train(store: &Store, steps: u64, seed: u64, behavior: f64) -> Result<(Weights, f64)> {
     let config = DatasetConfig { held_out: 100, ..DatasetConfig::default() };
     let dataset = Arc::new(Dataset::load(store, &config)?);
     let config = ModelConfig { width: 64, blocks: 3, ..ModelConfig::default() };
-    let training =
-        TrainerConfig { steps, batch: 32, ema_decay: 0.998, seed, ..TrainerConfig::default() };
-    let mut trainer = Trainer::new(dataset, config, training, 1)?;
+    let defaults = TrainerConfig::default();
+    let training = TrainerConfig { steps, batch: 32, ema_decay: 0.998, behavior, seed, ..defaults };
+    let mut trainer = Trainer::new(dataset, config, training, 1)?
+        .with_behavior(Box::new(Answers(Digits::load()?)));
     while !trainer.is_finished() {
         trainer.step()?;
     }
@@ -161,6 +196,7 @@ fn main() -> Result<()> {
     let folder = arguments.first().ok_or("expected a folder for the recorded runs")?;
     let number = |i: usize, default| arguments.get(i).map_or(Ok(default), |text| text.parse());
     let (steps, seed) = (number(1, 2000)?, number(2, 0)?);
+    let behavior = arguments.get(3).map_or(Ok(0.0), |text| text.parse())?;
 
     let digits = Digits::load()?;
     let metrics = vec![Metric::VALIDATION_LOSS, Metric::TEST_LOSS, Metric::TEST_ERROR];
@@ -169,7 +205,7 @@ fn main() -> Result<()> {
     let store = Store::open_or_create(folder, metadata)?;
     record(&store, &digits)?;
     let start = Instant::now();
-    let (weights, held_out) = train(&store, steps, seed)?;
+    let (weights, held_out) = train(&store, steps, seed, behavior)?;
     let seconds = start.elapsed().as_secs_f64();
 
     let best = weights.header.prompt_range.best;

@@ -8,7 +8,7 @@ use dfdx::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::images::{answer, softmax, Images, Score};
+use super::images::{answer, Images, Score};
 use super::stack::Stack;
 use super::training::{
     adam_config, cross_entropy, dfdx_error, sgd_config, train_classifier, Algorithm,
@@ -192,12 +192,11 @@ impl<N: ImageNetwork> Task for Classifier<N> {
             let gradients = model.try_alloc_grads().map_err(dfdx_error)?;
             model.try_forward_mut(input.clone().traced(gradients)).map_err(dfdx_error)
         };
-        let (mut wanted, _) = answers(target)?.split_tape();
-        let mut probabilities = wanted.as_vec();
-        let entropy = softmax(&mut probabilities, CLASSES) / queries as f64;
-        wanted.copy_from(&probabilities);
+        let (logits, _) = answers(target)?.split_tape();
+        let wanted = logits.clone().try_softmax::<Axis<1>>().map_err(dfdx_error)?;
+        let entropy = cross_entropy(logits, wanted.clone()).map_err(dfdx_error)?;
         let loss = cross_entropy(answers(predicted)?, wanted).map_err(dfdx_error)?;
-        let value = f64::from(loss.array()) - entropy;
+        let value = f64::from(loss.array() - entropy.array());
         let gradients = loss.try_backward().map_err(dfdx_error)?;
         gradient.copy_from_slice(&flatten_gradients(&model, &gradients)?);
         Ok(value)

@@ -103,26 +103,6 @@ pub fn answer(logits: &[f32]) -> usize {
     best
 }
 
-/// Turns rows of logits into probabilities; the sum of their entropies, in nats.
-///
-/// # Shapes
-/// `logits [N, C]`.
-pub fn softmax(logits: &mut [f32], classes: usize) -> f64 {
-    let mut entropy = 0.0;
-    for row in logits.chunks_exact_mut(classes) {
-        let best = row[answer(row)];
-        row.iter_mut().for_each(|logit| *logit -= best);
-        let sum: f32 = row.iter().map(|logit| logit.exp()).sum();
-        let log_sum = sum.ln();
-        for logit in row {
-            let log_probability = *logit - log_sum;
-            *logit = log_probability.exp();
-            entropy -= f64::from(*logit * log_probability);
-        }
-    }
-    entropy
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,17 +113,6 @@ mod tests {
         let score = images.score(&[f32::NAN; 4], 2);
         assert!(score.loss.is_nan());
         assert_eq!(score.error, 100.0);
-    }
-
-    #[test]
-    fn probabilities_by_hand() {
-        let mut values = [0.0, 0.0, 1e4, 1e4 - 3f32.ln()];
-        let entropy = softmax(&mut values, 2);
-        for (value, expected) in values.iter().zip([0.5, 0.5, 0.75, 0.25]) {
-            assert!((value - expected).abs() < 1e-3, "{values:?}");
-        }
-        let expected = 2f64.ln() - 0.75 * 0.75f64.ln() - 0.25 * 0.25f64.ln();
-        assert!((entropy - expected).abs() < 1e-3, "{entropy}");
     }
 
     #[test]
