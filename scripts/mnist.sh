@@ -21,15 +21,19 @@ cargo build --release
 scripts/fetch-data.sh mnist "$data"
 data=$data/mnist
 # 1. Trainings from random initialisations, and a first G.pt on them.
-step $lopt record mnist --data "$data" --out "$runs/mnist" --precision f16 --runs 4000
+step $lopt record mnist --data "$data" --out "$runs/mnist" --precision f16 --runs 4000 \
+    --saves 30 --spacing 2
 [ -e "$runs/mnist-first.safetensors" ] ||
     step $lopt train mnist --data "$data" --store "$runs/mnist" \
         --out "$runs/mnist-first.safetensors" "${options[@]}" --steps 5000 \
         --sampler-steps 6 --temperature 0.3
-# 2. Trainings from its samples, which updates in a row will start at, and the G.pt for losses.
+# 2. Trainings from its samples, which updates in a row will start at; trainings that keep more
+#    of their first steps, where losses in the middle of the range lie; the G.pt for losses.
 step $lopt record mnist --data "$data" --out "$runs/mnist-samples" --precision f16 --runs 1500 \
-    --start-from "$runs/mnist-first.safetensors" --from-run 0
-stores=(--store "$runs/mnist" --store "$runs/mnist-samples")
+    --saves 30 --spacing 2 --start-from "$runs/mnist-first.safetensors" --from-run 0
+step $lopt record mnist --data "$data" --out "$runs/mnist-early" --precision f16 --runs 1500 \
+    --saves 40 --spacing 3 --seed 1
+stores=(--store "$runs/mnist" --store "$runs/mnist-samples" --store "$runs/mnist-early")
 [ -e "$runs/mnist-loss.safetensors" ] ||
     step $lopt train mnist --data "$data" "${stores[@]}" --out "$runs/mnist-loss.safetensors" \
         "${options[@]}" --init "$runs/mnist-first.safetensors" --steps 7000 \
