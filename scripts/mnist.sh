@@ -45,7 +45,8 @@ stores=(--store "$runs/mnist" --store "$runs/mnist-samples" --store "$runs/mnist
         --learning-rate 1e-3 --sampler-steps 6 --temperature 0.3
 for metric in loss error; do
     weights=$runs/mnist-$metric.safetensors
-    step $lopt compare mnist --data "$data" --weights "$weights" --baseline-networks 16 --out "$runs/mnist-$metric.html" \
+    step $lopt compare mnist --data "$data" --weights "$weights" --baseline-networks 16 --steps 3000 \
+        --out "$runs/mnist-$metric.html" \
         --figure benches/mnist-$metric.svg | tee -a $log
     step $lopt eval mnist --data "$data" --weights "$weights" \
         --out "$runs/mnist-$metric-eval.html" | tee -a $log
