@@ -51,9 +51,9 @@ for metric in loss error; do
     step $lopt eval mnist --data "$data" --weights "$weights" \
         --out "$runs/mnist-$metric-eval.html" | tee -a $log
 done
-for figure in "initialisations --networks 32" "diversity --trainings 8" "walk --frames 32 --strip benches/figures/mnist-walk-strip.svg"; do
+for figure in "initialisations --networks 32" "diversity --trainings 8 --temperature 1" "walk --frames 32 --strip benches/figures/mnist-walk-strip.svg"; do
     # shellcheck disable=SC2086
     $lopt ${figure%% *} mnist --data "$data" --weights "$runs/mnist-loss.safetensors" \
-        --sampler-steps 4 --temperature 1 --out "$runs/mnist-${figure%% *}.html" --figure "benches/figures/mnist-${figure%% *}.svg" \
-        ${figure#* } | tee -a benches/figures/mnist-figures.log
+        --out "$runs/mnist-${figure%% *}.html" \
+        --figure "benches/figures/mnist-${figure%% *}.svg" ${figure#* } | tee -a benches/figures/mnist-figures.log
 done
