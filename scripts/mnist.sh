@@ -31,7 +31,7 @@ step $lopt record mnist --data "$data" --out "$runs/mnist" --precision f16 --run
 #    of their first steps, where losses in the middle of the range lie; the G.pt for losses.
 step $lopt record mnist --data "$data" --out "$runs/mnist-samples" --precision f16 --runs 1500 \
     --saves 30 --spacing 2 --start-from "$runs/mnist-first.safetensors" --from-run 0
-step $lopt record mnist --data "$data" --out "$runs/mnist-early" --precision f16 --runs 1500 \
+step $lopt record mnist --data "$data" --out "$runs/mnist-early" --precision f16 --runs 1000 \
     --saves 40 --spacing 3 --seed 1
 stores=(--store "$runs/mnist" --store "$runs/mnist-samples" --store "$runs/mnist-early")
 [ -e "$runs/mnist-loss.safetensors" ] ||
