@@ -14,7 +14,7 @@ lopt=target/release/lopt
 mkdir -p "$runs"
 
 step() { printf '%s  %s\n' "$(date -u +%H:%M:%S)" "$*" | tee -a $log; "$@"; }
-options=(--width 192 --heads 6 --blocks 6 --from-start 0.5 --by-metric 0.3
+options=(--width 192 --heads 6 --blocks 6 --from-start 0.5
     --report-every 500 --log $log)
 
 cargo build --release
@@ -26,7 +26,7 @@ step $lopt record mnist --data "$data" --out "$runs/mnist" --precision f16 --run
 [ -e "$runs/mnist-first.safetensors" ] ||
     step $lopt train mnist --data "$data" --store "$runs/mnist" \
         --out "$runs/mnist-first.safetensors" "${options[@]}" --steps 5000 \
-        --sampler-steps 6 --temperature 0.3
+        --by-metric 0.3 --sampler-steps 6 --temperature 0.3
 # 2. Trainings from its samples, which updates in a row will start at; trainings that keep more
 #    of their first steps, where losses in the middle of the range lie; the G.pt for losses.
 step $lopt record mnist --data "$data" --out "$runs/mnist-samples" --precision f16 --runs 1500 \
@@ -37,18 +37,16 @@ stores=(--store "$runs/mnist" --store "$runs/mnist-samples" --store "$runs/mnist
 [ -e "$runs/mnist-loss.safetensors" ] ||
     step $lopt train mnist --data "$data" "${stores[@]}" --out "$runs/mnist-loss.safetensors" \
         "${options[@]}" --init "$runs/mnist-first.safetensors" --steps 7000 \
-        --learning-rate 1.5e-3 --sampler-steps 6 --temperature 0.3
+        --learning-rate 1.5e-3 --by-metric 0.3 --sampler-steps 6 --temperature 0.3
 # 3. From the G.pt for losses the one for errors.
 [ -e "$runs/mnist-error.safetensors" ] ||
     step $lopt train mnist --data "$data" "${stores[@]}" --out "$runs/mnist-error.safetensors" \
-        "${options[@]}" --init "$runs/mnist-loss.safetensors" --metric error --steps 2000 \
-        --learning-rate 1e-3 --sampler-steps 6 --temperature 0.3
+        "${options[@]}" --init "$runs/mnist-loss.safetensors" --metric error --steps 3000 \
+        --learning-rate 1e-3 --by-metric 0.7 --behavior 0.1 --sampler-steps 6 --temperature 0.3
+step $lopt compare mnist --data "$data" --weights "$runs/mnist-loss.safetensors" --baseline-networks 16 \
+    --steps 3000 --out "$runs/mnist.html" --figure benches/mnist-loss.svg | tee -a $log
 for metric in loss error; do
-    weights=$runs/mnist-$metric.safetensors
-    step $lopt compare mnist --data "$data" --weights "$weights" --baseline-networks 16 --steps 3000 \
-        --out "$runs/mnist-$metric.html" \
-        --figure benches/mnist-$metric.svg | tee -a $log
-    step $lopt eval mnist --data "$data" --weights "$weights" \
+    step $lopt eval mnist --data "$data" --weights "$runs/mnist-$metric.safetensors" \
         --out "$runs/mnist-$metric-eval.html" | tee -a $log
 done
 for figure in "initialisations --networks 32" "diversity --trainings 8 --temperature 1" "walk --frames 32 --strip benches/figures/mnist-walk-strip.svg"; do
