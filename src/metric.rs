@@ -94,6 +94,8 @@ impl Metric {
     pub const VALIDATION_ERROR: Self = Self { kind: MetricKind::Error, split: Split::Validation };
     /// Loss on the test split.
     pub const TEST_LOSS: Self = Self { kind: MetricKind::Loss, split: Split::Test };
+    /// Return of the test episodes.
+    pub const TEST_RETURN: Self = Self { kind: MetricKind::Return, split: Split::Test };
     /// Error on the test split.
     pub const TEST_ERROR: Self = Self { kind: MetricKind::Error, split: Split::Test };
 }

@@ -2,11 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::alignment::Request;
 use super::baselines::{baselines, Goal};
+use super::scores::condition;
 use super::updates::{updates, Subject, UpdateConfig, Updates};
 use super::{Baseline, BaselineConfig, EvalError, Monitor, Networks};
-use crate::metric::{Metric, Split};
-use crate::tasks::{Seeds, Task};
+use crate::metric::{Metric, MetricKind, Split};
+use crate::tasks::{Course, Seeds, StepUnit, Task};
 
 /// What is compared.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,6 +59,8 @@ pub struct Comparison {
     pub optimizer: String,
     /// Number of unseen networks.
     pub networks: usize,
+    /// Examples, or episodes, that a network's validation metric is the mean of.
+    pub validation_size: usize,
     /// The metric that the optimizer is conditioned on.
     pub metric: Metric,
     /// Single, recursive and best-of-k updates.
@@ -64,13 +68,41 @@ pub struct Comparison {
     pub updates: Updates,
     /// Steps that one update replaces.
     pub equivalent_steps: EquivalentSteps,
-    /// SGD and Adam.
+    /// What the steps of the baselines are told in.
+    pub unit: StepUnit,
+    /// Names of the baselines: `SGD and Adam`.
+    pub trainers: String,
+    /// SGD and Adam, or what else trains such networks.
     pub baselines: Vec<Baseline>,
+    /// An episode of the first network before and after one update, on tasks of cart-pole.
+    #[serde(skip)]
+    pub courses: Option<[Course; 2]>,
     /// The settings.
     pub config: ComparisonConfig,
 }
 
 impl Comparison {
+    /// Where updates in a row stand among the steps of the baselines: behind as many
+    /// updates, or behind the steps of the episodes that have measured the networks so
+    /// far, of which every one is worth 1 of the return.
+    pub fn update_positions(&self) -> Vec<f64> {
+        let updates = &self.updates;
+        let before = std::iter::once(&updates.random).chain(&updates.recursive.after);
+        let mut spent = 0.0;
+        before
+            .take(updates.recursive.updates)
+            .map(|scores| {
+                spent += match self.metric.kind {
+                    MetricKind::Return => {
+                        scores.get(self.metric).mean.abs() * self.validation_size as f64
+                    }
+                    MetricKind::Loss | MetricKind::Error => 1.0,
+                };
+                spent
+            })
+            .collect()
+    }
+
     /// The metric that steps are counted by: that of the condition, on the test split.
     pub fn test_metric(&self) -> Metric {
         Metric { split: Split::Test, ..self.metric }
@@ -91,19 +123,24 @@ pub fn compare(
     let networks = Networks::fresh(task, Seeds::evaluation(config.seed)?, config.networks)?;
     monitor.stage(&format!("updates of {} networks", networks.len()), 1);
     let updates = updates(task, subject, &networks, &config.updates)?;
+    let courses = courses(task, subject, &networks, updates.one_step.prompt)?;
     monitor.advance();
     let metric = subject.metric;
     let test = Metric { split: Split::Test, ..metric };
     let reached = |metric: Metric| (metric, updates.one_step.scores.get(metric).mean);
     let goal = Goal { validation: reached(metric), test: reached(test) };
-    let trainings = config.baselines.trainings(networks.len());
-    monitor.stage("training with SGD and Adam", trainings);
+    let trainings = config.baselines.trainings(task, networks.len());
+    let titles: Vec<_> = task.algorithms().iter().map(|&a| task.title(a)).collect();
+    let trainers = titles.join(" and ");
+    monitor.stage(&format!("training with {trainers}"), trainings);
     let baselines = baselines(task, &networks, &goal, &config.baselines, monitor)?;
+    let unit = baselines.first().map_or(StepUnit::default(), |b| task.unit(&b.config));
     let steps = |id: &str| baselines.iter().find(|b| b.id == id)?.equivalent_steps;
     Ok(Comparison {
         task: task.name().to_owned(),
         optimizer: subject.name.to_owned(),
         networks: networks.len(),
+        validation_size: task.size(Split::Validation),
         metric,
         updates,
         equivalent_steps: EquivalentSteps {
@@ -113,9 +150,27 @@ pub fn compare(
             adam_best: steps("adam_best"),
             steps_run: config.baselines.steps,
         },
+        unit,
+        trainers,
         baselines,
+        courses,
         config: config.clone(),
     })
+}
+
+/// Episodes of the first network before and after an update.
+fn courses(
+    task: &dyn Task,
+    subject: &mut Subject,
+    networks: &Networks,
+    prompt: f64,
+) -> Result<Option<[Course; 2]>, EvalError> {
+    let first = networks.first(1).parameters;
+    let Some(before) = task.course(&first)? else { return Ok(None) };
+    let current = condition(task, subject.metric, &first)?;
+    let updated =
+        subject.sample(Request { start: &first, current: &current, target: &[prompt] })?;
+    Ok(task.course(&updated)?.map(|after| [before, after]))
 }
 
 #[cfg(test)]

@@ -169,7 +169,9 @@ impl ModelConfig {
     pub fn for_metric(kind: MetricKind) -> Self {
         let metric_scale = match kind {
             MetricKind::Error => 0.025,
-            MetricKind::Loss | MetricKind::Return => 1.0,
+            MetricKind::Loss => 1.0,
+            // Returns of some hundreds are usual.
+            MetricKind::Return => 0.005,
         };
         Self { metric_scale, ..Self::default() }
     }

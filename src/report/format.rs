@@ -1,6 +1,6 @@
 //! Numbers for people.
 
-use crate::eval::{Estimate, Scores};
+use crate::eval::{Comparison, Estimate, Scores};
 use crate::metric::{Metric, MetricKind};
 
 /// A value with as many digits as its metric is worth.
@@ -37,6 +37,12 @@ pub(super) fn seconds(seconds: f64) -> String {
         s if s < 1.0 => format!("{:.1} ms", s * 1e3),
         s => format!("{s:.1} s"),
     }
+}
+
+/// Steps of a baseline in the unit of a comparison, or that there were not enough.
+pub(super) fn unit_steps(comparison: &Comparison, count: Option<usize>, run: usize) -> String {
+    let factor = comparison.unit.per_step;
+    steps(count.map(|count| count * factor), run * factor)
 }
 
 /// A number of steps, or that there were not enough.
