@@ -150,6 +150,7 @@ enum Kind {
     Loss,
     Error,
     Return,
+    Score,
 }
 
 impl Kind {
@@ -158,6 +159,7 @@ impl Kind {
             Self::Loss => MetricKind::Loss,
             Self::Error => MetricKind::Error,
             Self::Return => MetricKind::Return,
+            Self::Score => MetricKind::Score,
         }
     }
 }

@@ -96,7 +96,7 @@ impl Comparison {
                     MetricKind::Return => {
                         scores.get(self.metric).mean.abs() * self.validation_size as f64
                     }
-                    MetricKind::Loss | MetricKind::Error => 1.0,
+                    _ => 1.0,
                 };
                 spent
             })

@@ -7,7 +7,7 @@ use crate::metric::{Metric, MetricKind};
 pub(super) fn value(kind: MetricKind, value: f64) -> String {
     match kind {
         _ if !value.is_finite() => "diverged".to_owned(),
-        MetricKind::Loss => format!("{value:.3}"),
+        MetricKind::Loss | MetricKind::Score => format!("{value:.3}"),
         MetricKind::Error => format!("{value:.1} %"),
         MetricKind::Return => format!("{value:.1}"),
     }
@@ -18,7 +18,7 @@ pub(super) fn estimate(kind: MetricKind, estimate: Estimate) -> String {
     let Estimate { mean, standard_error: error } = estimate;
     match kind {
         _ if !mean.is_finite() || !error.is_finite() => value(kind, mean),
-        MetricKind::Loss => format!("{mean:.3} ± {error:.3}"),
+        MetricKind::Loss | MetricKind::Score => format!("{mean:.3} ± {error:.3}"),
         MetricKind::Error => format!("{mean:.1} ± {error:.1} %"),
         MetricKind::Return => format!("{mean:.1} ± {error:.1}"),
     }
