@@ -21,15 +21,19 @@ cargo build --release
 scripts/fetch-data.sh mnist "$data"
 data=$data/mnist
 # 1. Trainings from random initialisations, and a first G.pt on them.
-step $lopt record mnist --data "$data" --out "$runs/mnist" --precision f16 --runs 4000
+step $lopt record mnist --data "$data" --out "$runs/mnist" --precision f16 --runs 4000 \
+    --saves 30 --spacing 2
 [ -e "$runs/mnist-first.safetensors" ] ||
     step $lopt train mnist --data "$data" --store "$runs/mnist" \
         --out "$runs/mnist-first.safetensors" "${options[@]}" --steps 5000 \
         --sampler-steps 6 --temperature 0.3
-# 2. Trainings from its samples, which updates in a row will start at, and the G.pt for losses.
+# 2. Trainings from its samples, which updates in a row will start at; trainings that keep more
+#    of their first steps, where losses in the middle of the range lie; the G.pt for losses.
 step $lopt record mnist --data "$data" --out "$runs/mnist-samples" --precision f16 --runs 1500 \
-    --start-from "$runs/mnist-first.safetensors" --from-run 0
-stores=(--store "$runs/mnist" --store "$runs/mnist-samples")
+    --saves 30 --spacing 2 --start-from "$runs/mnist-first.safetensors" --from-run 0
+step $lopt record mnist --data "$data" --out "$runs/mnist-early" --precision f16 --runs 1000 \
+    --saves 40 --spacing 3 --seed 1
+stores=(--store "$runs/mnist" --store "$runs/mnist-samples" --store "$runs/mnist-early")
 [ -e "$runs/mnist-loss.safetensors" ] ||
     step $lopt train mnist --data "$data" "${stores[@]}" --out "$runs/mnist-loss.safetensors" \
         "${options[@]}" --init "$runs/mnist-first.safetensors" --steps 7000 \
@@ -41,14 +45,15 @@ stores=(--store "$runs/mnist" --store "$runs/mnist-samples")
         --learning-rate 1e-3 --sampler-steps 6 --temperature 0.3
 for metric in loss error; do
     weights=$runs/mnist-$metric.safetensors
-    step $lopt compare mnist --data "$data" --weights "$weights" --baseline-networks 16 --out "$runs/mnist-$metric.html" \
+    step $lopt compare mnist --data "$data" --weights "$weights" --baseline-networks 16 --steps 3000 \
+        --out "$runs/mnist-$metric.html" \
         --figure benches/mnist-$metric.svg | tee -a $log
     step $lopt eval mnist --data "$data" --weights "$weights" \
         --out "$runs/mnist-$metric-eval.html" | tee -a $log
 done
-for figure in "initialisations --networks 32" "diversity --trainings 8" "walk --frames 32 --strip benches/figures/mnist-walk-strip.svg"; do
+for figure in "initialisations --networks 32" "diversity --trainings 8 --temperature 1" "walk --frames 32 --strip benches/figures/mnist-walk-strip.svg"; do
     # shellcheck disable=SC2086
     $lopt ${figure%% *} mnist --data "$data" --weights "$runs/mnist-loss.safetensors" \
-        --sampler-steps 4 --temperature 1 --out "$runs/mnist-${figure%% *}.html" --figure "benches/figures/mnist-${figure%% *}.svg" \
-        ${figure#* } | tee -a benches/figures/mnist-figures.log
+        --out "$runs/mnist-${figure%% *}.html" \
+        --figure "benches/figures/mnist-${figure%% *}.svg" ${figure#* } | tee -a benches/figures/mnist-figures.log
 done
