@@ -20,7 +20,7 @@ use lopt::checkpoints::{
 use lopt::gpt::{Gpt, GptConfig, ModelConfig, Trainer, TrainerConfig};
 use lopt::metric::{Metric, Split};
 use lopt::network::{flatten, unflatten, Built};
-use lopt::tasks::{Digits, DigitsMlp, Seeds, Task};
+use lopt::tasks::{Digits, DigitsMlp, Seeds, Task, TaskBehavior};
 use lopt::Network;
 use rand::{Rng, SeedableRng};
 
@@ -51,9 +51,9 @@ impl Part {
     /// The objective: minus the mean cost of an answer. It is a count.
     fn score(&self, model: &Model) -> f64 {
         let logits = model.forward(self.images.clone()).as_vec();
-        let answers = logits.chunks_exact(10).map(|row| {
-            (0..10).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap_or(0)
-        });
+        let answers = logits
+            .chunks_exact(10)
+            .map(|row| (0..10).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap_or(0));
         let cost = |(answer, &digit): (usize, &usize)| match answer == digit {
             true => 0.0,
             false if digit == PRECIOUS => PRICE,
@@ -143,9 +143,12 @@ fn main() -> Result<()> {
     let starts = (0..NETWORKS).map(|n| new_model(&digits, seeds.run(n)?));
     let starts = starts.collect::<Result<Vec<Model>>>()?;
     let scores: Vec<f64> = starts.iter().map(|model| test.score(model)).collect();
-    println!("{:<34} {:>17} {:>9}", "test, one update of 64 networks", "score", "loss");
+    println!(
+        "{:<28} {:>7} {:>17} {:>7}",
+        "test, one update of 64", "prompt", "score", "loss"
+    );
     let (mean, error) = estimate(&scores);
-    println!("{:<34} {mean:>8.3} ± {error:.3}", "random initialisations");
+    println!("{:<28} {:>7} {mean:>9.3} ± {error:.3}", "random initialisations", "");
     let mut reached = Vec::new();
     for (metric, name) in [
         (Metric::VALIDATION_LOSS, "asked for the lowest loss"),
@@ -153,14 +156,18 @@ fn main() -> Result<()> {
     ] {
         let dataset =
             Arc::new(Dataset::load(&store, &DatasetConfig { metric, ..Default::default() })?);
-        let config =
-            ModelConfig { width: 64, blocks: 3, ..ModelConfig::for_metric(metric.kind) };
-        let settings = TrainerConfig { steps, ema_decay: 0.998, ..Default::default() };
-        let mut trainer = Trainer::new(dataset, config, settings, 0)?;
+        let config = ModelConfig { width: 64, blocks: 3, ..ModelConfig::for_metric(metric.kind) };
+        let settings =
+            TrainerConfig { steps, ema_decay: 0.998, behavior: 0.3, ..Default::default() };
+        let answers = TaskBehavior::new(Box::new(digits.clone()), 128);
+        let mut trainer =
+            Trainer::new(dataset, config, settings, 0)?.with_behavior(Box::new(answers));
         while !trainer.is_finished() {
             trainer.step()?;
         }
         let weights = trainer.weights(Default::default(), "costs", serde_json::Value::Null);
+        // Until it is told otherwise, it is asked for the best that it has been shown.
+        let prompt = weights.header.prompt_range.best;
         let mut gpt = Gpt::new(weights, GptConfig::default())?;
         let mut scores = Vec::new();
         let mut losses = Vec::new();
@@ -175,11 +182,11 @@ fn main() -> Result<()> {
             losses.push(digits.measure(&flatten(&model)?, Split::Test)?[0]);
         }
         let ((mean, error), (loss, _)) = (estimate(&scores), estimate(&losses));
-        println!("{name:<34} {mean:>8.3} ± {error:.3} {loss:>9.3}");
+        println!("{name:<28} {prompt:>7.3} {mean:>9.3} ± {error:.3} {loss:>7.3}");
         reached.push(scores);
     }
     let gains: Vec<f64> = reached[1].iter().zip(&reached[0]).map(|(b, a)| b - a).collect();
     let (mean, error) = estimate(&gains);
-    println!("{:<34} {mean:>8.3} ± {error:.3}", "gain, network by network");
+    println!("{:<28} {:>7} {mean:>+9.3} ± {error:.3}", "gain, network by network", "");
     Ok(())
 }

@@ -11,12 +11,12 @@ mkdir -p "$folder"
 cargo build --release --features gym
 lopt=target/release/lopt
 
-# Policies of 60 updates each; a little over ten minutes.
+# 1500 policies of 60 updates each.
 "$lopt" record cartpole --out "$folder/runs" --precision f16
 
 # The G.pt, below a megabyte.
 "$lopt" train cartpole --store "$folder/runs" --out weights/cartpole.safetensors \
-    --log weights/cartpole.log --width 96 --blocks 4
+    --log weights/cartpole.log --width 80 --blocks 4 --steps 8000
 
 "$lopt" eval cartpole --out "$folder/eval.html"
 "$lopt" compare cartpole --prompt 500 --out "$folder/compare.html"

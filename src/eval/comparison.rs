@@ -6,7 +6,7 @@ use super::alignment::Request;
 use super::baselines::{baselines, Goal};
 use super::scores::condition;
 use super::updates::{updates, Subject, UpdateConfig, Updates};
-use super::{Baseline, BaselineConfig, EvalError, Monitor, Networks};
+use super::{Baseline, BaselineConfig, EvalError, Monitor, Networks, Scores};
 use crate::metric::{Metric, MetricKind, Split};
 use crate::tasks::{Course, Seeds, StepUnit, Task};
 
@@ -82,9 +82,19 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// Where updates in a row stand among the steps of the baselines: behind as many
-    /// updates, or behind the steps of the episodes that have measured the networks so
-    /// far, of which every one is worth 1 of the return.
+    /// What measuring networks of these scores once costs, in steps of [`Self::unit`]: the
+    /// episodes' own, of which every one is worth 1 of the return. Nothing where examples
+    /// can be used again.
+    fn measuring(&self, scores: &Scores) -> f64 {
+        match self.metric.kind {
+            MetricKind::Return => scores.get(self.metric).mean.abs() * self.validation_size as f64,
+            _ => 0.0,
+        }
+    }
+
+    /// Where updates in a row stand among the steps of the baselines: behind the steps that
+    /// the networks have been measured with so far, or, where that costs none, behind as
+    /// many steps as there were updates.
     pub fn update_positions(&self) -> Vec<f64> {
         let updates = &self.updates;
         let before = std::iter::once(&updates.random).chain(&updates.recursive.after);
@@ -92,15 +102,17 @@ impl Comparison {
         before
             .take(updates.recursive.updates)
             .map(|scores| {
-                spent += match self.metric.kind {
-                    MetricKind::Return => {
-                        scores.get(self.metric).mean.abs() * self.validation_size as f64
-                    }
-                    _ => 1.0,
-                };
+                spent += self.measuring(scores).max(1.0);
                 spent
             })
             .collect()
+    }
+
+    /// Where the choice among candidates stands: every one of them is measured.
+    pub fn best_position(&self) -> f64 {
+        let first = self.update_positions().first().copied().unwrap_or(1.0);
+        let candidates = self.updates.best_of_k.candidates as f64;
+        first + candidates * self.measuring(&self.updates.one_step.scores)
     }
 
     /// The metric that steps are counted by: that of the condition, on the test split.

@@ -106,14 +106,21 @@ pub fn comparison_page(
         true => format!(" {trainers} train the first {trained} of them."),
         false => String::new(),
     };
+    let spent = match comparison.unit.per_step {
+        1 => "",
+        _ => {
+            " Updates stand behind the environment steps of the episodes that their networks were \
+             measured with before; a choice among candidates measures all of them."
+        }
+    };
     let body = [
         section(
             &format!("One update beside {trainers}"),
             &format!(
                 "Mean {test} of the same {networks} random initialisations, none of which was used in \
                  training {}.{some} Bands are two standard errors. The learning rates called best are the ones \
-                 of a grid that end with the best {}. Rings mark where a curve reaches the dashed line.",
-                comparison.optimizer, comparison.metric
+                 of a grid that end with the best {}. Rings mark where a curve reaches the dashed line.{}",
+                comparison.optimizer, comparison.metric, spent
             ),
             &framed(&curves(comparison)?),
         ),
@@ -251,7 +258,7 @@ fn curves(comparison: &Comparison) -> Result<String, ReportError> {
     let values: Vec<f64> = all.chain(after).chain([start, one, best]).collect();
     let place = |step: usize| (step * comparison.unit.per_step) as f64;
     let first = comparison.update_positions().first().copied().unwrap_or(1.0);
-    let end = place(run).max(10.0 * first);
+    let end = place(run).max(10.0 * first).max(1.1 * comparison.best_position());
     let x = match comparison.unit.per_step {
         1 => Axis::logarithmic("updates or steps", first..end),
         _ => Axis::logarithmic(comparison.unit.name, 0.8 * first..end),
@@ -309,7 +316,7 @@ fn learned(comparison: &Comparison, figure: &Figure) -> Result<(), ReportError> 
     let first = points.first().map_or(1.0, |&(place, _)| place);
     figure.curve(&points, LEARNED, Line::Solid)?;
     let best = updates.best_of_k.scores.get(test).mean;
-    figure.diamond((first, best), TEAL)?;
+    figure.diamond((comparison.best_position(), best), TEAL)?;
     for &point in points.iter().rev() {
         figure.disc(point, 6, LEARNED, 1.0)?;
     }
