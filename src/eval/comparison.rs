@@ -270,6 +270,9 @@ mod tests {
         let sgd = comparison.equivalent_steps.sgd_best.unwrap();
         assert!((5..60).contains(&sgd), "{sgd}");
         assert!(comparison.updates.recursive.after.len() == 3);
+        assert_eq!(comparison.update_positions(), [1.0, 2.0, 3.0]);
+        assert_eq!(comparison.best_position(), 1.0);
+        assert!(comparison.courses.is_none() && comparison.trainers == "SGD and Adam");
         let loss = |scores: &crate::eval::Scores| scores.get(Metric::VALIDATION_LOSS).mean;
         let updates = &comparison.updates;
         assert!(loss(&updates.best_of_k.scores) <= loss(&updates.one_step.scores));

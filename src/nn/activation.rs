@@ -72,7 +72,7 @@ impl<E: Value> Operation<E> for Selu<E> {
         for ((gradient, &out), &slope) in
             input_gradient.iter_mut().zip(out_gradient).zip(&self.slopes)
         {
-            *gradient = *gradient + out * slope;
+            *gradient += out * slope;
         }
     }
 }

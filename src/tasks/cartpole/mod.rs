@@ -32,6 +32,8 @@ use crate::nn::SeLU;
 pub const EPISODES: usize = 20;
 /// Return from which on a policy counts as good.
 const GOOD: f64 = 450.0;
+/// Most environments that a policy is trained in at once.
+const MOST_ENVIRONMENTS: usize = 1 << 14;
 /// Observations that answers of policies are compared on.
 const PROBES: usize = 1000;
 /// Seeds of the episodes of each split, and of the draws of actions in them.
@@ -303,12 +305,16 @@ impl Task for CartPole {
     ) -> Result<(), TaskError> {
         config.validate()?;
         self.layout.check_length(start.len())?;
+        let setting = |field, found: String, expected: &str| {
+            Err(TaskError::Setting { field, found, expected: expected.to_owned() })
+        };
         if config.algorithm != Algorithm::Adam {
-            return Err(TaskError::Setting {
-                field: "algorithm",
-                found: config.algorithm.title().to_owned(),
-                expected: "Adam, which policies are trained by".to_owned(),
-            });
+            let found = config.algorithm.title().to_owned();
+            return setting("algorithm", found, "Adam, which policies are trained by");
+        }
+        if config.batch_size > MOST_ENVIRONMENTS {
+            let expected = format!("at most {MOST_ENVIRONMENTS} environments");
+            return setting("batch_size", config.batch_size.to_string(), &expected);
         }
         let device = Cpu::seed_from_u64(seed);
         device.try_enable_cache().map_err(dfdx_error)?;
@@ -443,6 +449,9 @@ mod tests {
         let start = task.initial(0).unwrap();
         let train = task.train(&start, 0, &config, &[0], &mut |_, _| ControlFlow::Break(()));
         assert!(train.unwrap_err().to_string().contains("expected Adam"));
+        let config = TrainingConfig { batch_size: usize::MAX, ..task.recording().training };
+        let train = task.train(&start, 0, &config, &[0], &mut |_, _| ControlFlow::Break(()));
+        assert!(train.unwrap_err().to_string().contains("at most 16384 environments"));
         assert!(by_name(NAME, Some(std::path::Path::new("/"))).is_err());
         assert_eq!(by_name(NAME, None).unwrap().name(), "cartpole");
     }
