@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! cargo run --release --example objective
-//! cargo run --release --example objective -- 4000 6000    # runs, steps of G.pt
+//! cargo run --release --example objective -- 500 1500    # runs, steps of G.pt
 //! ```
 
 use std::sync::Arc;
@@ -112,8 +112,8 @@ fn estimate(values: &[f64]) -> (f64, f64) {
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1).map(|n| n.parse::<u64>());
-    let runs = arguments.next().transpose()?.unwrap_or(500);
-    let steps = arguments.next().transpose()?.unwrap_or(1500);
+    let runs = arguments.next().transpose()?.unwrap_or(300);
+    let steps = arguments.next().transpose()?.unwrap_or(800);
     let digits = Digits::load()?;
     let [training, validation, test] =
         [Split::Train, Split::Validation, Split::Test].map(|split| Part::of(&digits, split));
