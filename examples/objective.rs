@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! cargo run --release --example objective
-//! cargo run --release --example objective -- 500 1500    # runs, steps of G.pt
+//! cargo run --release --example objective -- 1500 4000    # runs, steps of G.pt
 //! ```
 
 use std::sync::Arc;
