@@ -14,6 +14,9 @@ pub enum MetricKind {
     Error,
     /// Sum of rewards of an episode, averaged over episodes. Higher is better.
     Return,
+    /// Whatever a closure of the user's says of a network; it needs no gradient. Higher is
+    /// better: a cost is a score below zero.
+    Score,
 }
 
 impl MetricKind {
@@ -21,7 +24,7 @@ impl MetricKind {
     pub fn direction(self) -> Direction {
         match self {
             Self::Loss | Self::Error => Direction::Minimize,
-            Self::Return => Direction::Maximize,
+            Self::Return | Self::Score => Direction::Maximize,
         }
     }
 }
@@ -32,6 +35,7 @@ impl fmt::Display for MetricKind {
             Self::Loss => "loss",
             Self::Error => "error",
             Self::Return => "return",
+            Self::Score => "score",
         })
     }
 }
@@ -92,8 +96,12 @@ impl Metric {
     pub const VALIDATION_LOSS: Self = Self { kind: MetricKind::Loss, split: Split::Validation };
     /// Error on the validation split.
     pub const VALIDATION_ERROR: Self = Self { kind: MetricKind::Error, split: Split::Validation };
+    /// Score on the validation split.
+    pub const VALIDATION_SCORE: Self = Self { kind: MetricKind::Score, split: Split::Validation };
     /// Loss on the test split.
     pub const TEST_LOSS: Self = Self { kind: MetricKind::Loss, split: Split::Test };
+    /// Return of the test episodes.
+    pub const TEST_RETURN: Self = Self { kind: MetricKind::Return, split: Split::Test };
     /// Error on the test split.
     pub const TEST_ERROR: Self = Self { kind: MetricKind::Error, split: Split::Test };
 }

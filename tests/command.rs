@@ -262,6 +262,84 @@ fn the_whole_path_at_toy_scale() {
     assert!(succeeds(&again).contains("after 1 updates"));
 }
 
+#[cfg(not(feature = "gym"))]
+#[test]
+fn cart_pole_says_how_to_get_it() {
+    let error = fails(&["record", "cartpole", "--out", "x"], 1);
+    for part in ["--features gym", "cmake", "libsdl2-gfx-dev"] {
+        assert!(error.contains(part), "{error} lacks {part}");
+    }
+    assert!(!Path::new("x").exists());
+}
+
+#[cfg(feature = "gym")]
+#[test]
+fn cart_pole_at_toy_scale() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (store, weights, report) = (path("store"), path("weights"), path("report.html"));
+    let record = [
+        "record",
+        "cartpole",
+        "--out",
+        &store,
+        "--runs",
+        "6",
+        "--steps",
+        "4",
+        "--batch-size",
+        "8",
+        "--saves",
+        "4",
+    ];
+    succeeds(&record);
+    succeeds(&[
+        "train",
+        "cartpole",
+        "--store",
+        &store,
+        "--out",
+        &weights,
+        "--steps",
+        "6",
+        "--batch",
+        "4",
+        "--width",
+        "16",
+        "--blocks",
+        "1",
+        "--held-out",
+        "1",
+        "--queries",
+        "16",
+    ]);
+    let header = json(&["inspect", &weights, "--json"]);
+    assert_eq!(header["header"]["metric"]["kind"], "return");
+    let shared =
+        ["--weights", &weights, "--networks", "3", "--out", &report, "--best-of", "2", "--json"];
+    let mut eval = vec!["eval", "cartpole", "--prompts", "3"];
+    eval.extend(shared);
+    assert!(json(&eval)["prompt_alignment"].is_number());
+    let film = path("film.svg");
+    let mut compare = vec!["compare", "cartpole", "--steps", "3", "--episode", &film];
+    compare.extend(shared);
+    let comparison = json(&compare);
+    assert_eq!(comparison["networks"], 3);
+    for key in [
+        "/one_step/mean_return",
+        "/one_step/standard_error",
+        "/one_step/share_at_least_450",
+        "/recursive/mean_return",
+        "/best_of_k/mean_return",
+    ] {
+        assert!(comparison.pointer(key).is_some_and(Value::is_number), "{key}");
+    }
+    assert_eq!(comparison["unit"]["name"], "environment steps");
+    assert!(std::fs::read_to_string(&film).unwrap().contains("animateTransform"));
+    let page = std::fs::read_to_string(&report).unwrap();
+    assert!(page.contains("environment steps") && page.contains("An episode before and after"));
+}
+
 /// A figure that stands alone, and a report, of a command with the bundled weights.
 fn drawn(command: &[&str], folder: &Path) -> (Value, String) {
     let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();

@@ -455,3 +455,33 @@ fn layers_stand_in_tuples_and_change_dtype_and_refuse_wrong_shapes() {
     assert!(model.try_forward(dev.zeros::<Rank4<5, 1, 2, 8>>()).is_err());
     assert!(model.try_forward(dev.zeros::<Rank4<5, 1, 3, 3>>()).is_err());
 }
+
+/// Values are those of PyTorch 2 (`torch.nn.SELU` in float64).
+#[test]
+fn selu_is_that_of_pytorch_and_has_its_slope() {
+    let dev = Cpu::default();
+    let x = dev.tensor([-3.0f64, -0.5, 0.0, 0.25, 2.0]);
+    let layer = dev.build_module::<nn::SeLU, f64>();
+    let y = layer.forward(x.clone());
+    let expected = [
+        -1.670_568_728_767_111_8,
+        -0.691_758_187_802_871_3,
+        0.0,
+        0.262_675_246_838_870_1,
+        2.101_401_974_710_961,
+    ];
+    for (y, expected) in y.array().iter().zip(expected) {
+        assert!((y - expected).abs() < 1e-12, "{y} {expected}");
+    }
+    let gradients = layer.forward(x.leaky_trace()).sum().backward();
+    let step = 1e-6;
+    let rise = (layer.forward(x.clone() + step) - layer.forward(x.clone() - step)) / (2.0 * step);
+    for (n, (slope, rise)) in gradients.get(&x).array().iter().zip(rise.array()).enumerate() {
+        // At zero the two slopes differ; the one from below is taken.
+        let rise = if n == 2 { 1.673_263_242_354_377_2 * 1.050_700_987_355_480_5 } else { rise };
+        assert!((slope - rise).abs() < 1e-6, "{slope} {rise}");
+    }
+    type Hidden = (Linear<3, 5>, nn::SeLU, Linear<5, 2>);
+    let groups = <Hidden as Network>::layout().unwrap();
+    assert_eq!(groups.groups()[0].units, 5);
+}

@@ -17,7 +17,8 @@ use super::terminal::Terminal;
 /// Train many networks and record their checkpoints
 ///
 /// G.pt learns from such runs. Each network is trained by SGD with Nesterov
-/// momentum from its own random initialisation; moments of its training are kept
+/// momentum, or a policy by proximal policy optimization, from its own random
+/// initialisation; moments of its training are kept
 /// with their losses, more of them at the start, where the loss still moves.
 /// Runs that are in the folder already are skipped, so that a recording that was
 /// interrupted goes on when the same command is given again.
@@ -27,6 +28,7 @@ Examples:
   lopt record digits --out runs/digits
   lopt record digits --out runs/small --runs 500 --precision f16
   lopt record mnist --data data-sets/mnist --out runs/mnist --precision f16
+  lopt record cartpole --out runs/cartpole --precision f16
   lopt inspect runs/digits
 
 For updates in a row, record some runs from samples of a first G.pt:
@@ -74,7 +76,7 @@ pub struct Arguments {
     /// Steps of each training
     #[arg(long, value_name = "N", help_heading = "Training of each network")]
     steps: Option<usize>,
-    /// Images in a step
+    /// Images in a step, or environments in parallel
     #[arg(long, value_name = "N", help_heading = "Training of each network")]
     batch_size: Option<usize>,
     /// Learning rate of the first step

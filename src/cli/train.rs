@@ -78,9 +78,10 @@ pub struct Arguments {
     /// Seed of initialisation, pairs and noise
     #[arg(long, value_name = "SEED")]
     seed: Option<u64>,
-    /// What G.pt is conditioned on, measured on the validation split
-    #[arg(long, value_enum, default_value = "loss", help_heading = "Data")]
-    metric: Kind,
+    /// What G.pt is conditioned on, measured on the validation split [default: the first
+    /// metric that was recorded: the loss, or the return of a policy]
+    #[arg(long, value_enum, help_heading = "Data")]
+    metric: Option<Kind>,
     /// Folder of the images that networks are run on, for tasks that are not bundled
     #[arg(long, value_name = "FOLDER", help_heading = "Data")]
     data: Option<PathBuf>,
@@ -149,6 +150,7 @@ enum Kind {
     Loss,
     Error,
     Return,
+    Score,
 }
 
 impl Kind {
@@ -157,6 +159,7 @@ impl Kind {
             Self::Loss => MetricKind::Loss,
             Self::Error => MetricKind::Error,
             Self::Return => MetricKind::Return,
+            Self::Score => MetricKind::Score,
         }
     }
 }
@@ -187,7 +190,7 @@ impl Arguments {
         })
     }
 
-    fn configs(&self) -> Result<(ModelConfig, TrainerConfig), Failure> {
+    fn configs(&self, metric: MetricKind) -> Result<(ModelConfig, TrainerConfig), Failure> {
         let file = match &self.config {
             Some(path) => read_json(path)?,
             None => json!({}),
@@ -197,7 +200,7 @@ impl Arguments {
                 "`{unknown}` is not part of a configuration, expected `model` or `trainer`"
             )));
         }
-        let defaults = ModelConfig::for_metric(self.metric.kind());
+        let defaults = ModelConfig::for_metric(metric);
         let mut model: ModelConfig = merged(&defaults, &file["model"])?;
         let behavior = if NAMES.contains(&self.task.as_str()) { BEHAVIOR } else { 0.0 };
         let defaults = TrainerConfig { behavior, ..TrainerConfig::default() };
@@ -242,8 +245,13 @@ impl Arguments {
                 )));
             }
         }
+        let recorded = stores.first().and_then(|store| store.metadata().metrics.first());
+        let kind = match self.metric {
+            Some(metric) => metric.kind(),
+            None => recorded.map_or(MetricKind::Loss, |metric| metric.kind),
+        };
         let config = DatasetConfig {
-            metric: Metric { kind: self.metric.kind(), split: Split::Validation },
+            metric: Metric { kind, split: Split::Validation },
             held_out: self.held_out,
             train: self.runs,
         };
@@ -285,11 +293,11 @@ fn merged<T: Serialize + DeserializeOwned>(defaults: &T, changes: &Value) -> Res
 }
 
 pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
-    let (model, config) = arguments.configs()?;
     let mut sampler = SamplerConfig::default();
     arguments.sampler.apply(&mut sampler)?;
     let task = &arguments.task;
     let (dataset, recordings) = arguments.dataset()?;
+    let (model, config) = arguments.configs(dataset.metric().kind)?;
     let dataset = Arc::new(dataset);
     let mut trainer = Trainer::new(dataset.clone(), model, config, terminal.threads)?;
     if trainer.config().behavior > 0.0 {

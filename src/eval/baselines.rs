@@ -61,16 +61,32 @@ impl BaselineConfig {
         EvalError::check(self.grid_steps > 0, "grid_steps", 0, "at least 1")
     }
 
-    fn training(&self, algorithm: Algorithm, learning_rate: f64, steps: usize) -> TrainingConfig {
+    fn training(
+        &self,
+        task: &dyn Task,
+        algorithm: Algorithm,
+        learning_rate: f64,
+        steps: usize,
+    ) -> TrainingConfig {
         let batch_size = self.batch_size;
-        TrainingConfig { algorithm, learning_rate, batch_size, steps, ..TrainingConfig::default() }
+        TrainingConfig { algorithm, learning_rate, batch_size, steps, ..task.baseline() }
+    }
+
+    /// Learning rates that an algorithm may choose from.
+    fn rates(&self, algorithm: Algorithm) -> &[f64] {
+        match algorithm {
+            Algorithm::Sgd { .. } => &self.sgd_rates,
+            Algorithm::Adam => &self.adam_rates,
+        }
     }
 
     /// Trainings that [`baselines`] makes, for a progress bar.
-    pub fn trainings(&self, networks: usize) -> usize {
-        let rates = self.sgd_rates.len() + self.adam_rates.len();
+    pub fn trainings(&self, task: &dyn Task, networks: usize) -> usize {
         let networks = self.trained(networks);
-        rates * self.grid_networks.min(networks) + 4 * networks
+        let of = |&algorithm: &Algorithm| {
+            self.rates(algorithm).len() * self.grid_networks.min(networks) + 2 * networks
+        };
+        task.algorithms().iter().map(of).sum()
     }
 
     /// How many of these networks are trained.
@@ -95,7 +111,9 @@ pub struct GridPoint {
 pub struct Baseline {
     /// `sgd_best`, say.
     pub id: &'static str,
-    /// Name for people.
+    /// Name for people: `SGD`.
+    pub title: &'static str,
+    /// The same with its rate.
     pub name: String,
     /// The settings.
     pub config: TrainingConfig,
@@ -123,8 +141,8 @@ pub struct Goal {
     pub test: (Metric, f64),
 }
 
-/// Trains the networks with SGD and with Adam, each at its default rate and at
-/// the best of a grid.
+/// Trains the networks with the task's [algorithms](Task::algorithms), SGD and Adam
+/// mostly, each at its default rate and at the best of a grid.
 ///
 /// The best rate is the one whose mean validation metric is best at the end of
 /// the grid's trainings.
@@ -141,25 +159,27 @@ pub fn baselines(
     config.validate()?;
     let networks = &networks.first(config.trained(networks.len()));
     let mut all = Vec::new();
-    for (algorithm, rates, [default_id, best_id]) in [
-        (Algorithm::SGD, &config.sgd_rates, ["sgd_default", "sgd_best"]),
-        (Algorithm::Adam, &config.adam_rates, ["adam_default", "adam_best"]),
-    ] {
-        let grid = grid(task, networks, goal, config, (algorithm, rates), monitor)?;
+    for &algorithm in task.algorithms() {
+        let [default_id, best_id] = match algorithm {
+            Algorithm::Sgd { .. } => ["sgd_default", "sgd_best"],
+            Algorithm::Adam => ["adam_default", "adam_best"],
+        };
+        let grid = grid(task, networks, goal, config, algorithm, monitor)?;
         let default = algorithm.default_rate();
         let best = best_rate(&grid, goal.validation.0).unwrap_or(default);
-        let title = algorithm.title();
+        let title = task.title(algorithm);
         for (id, rate, name, grid) in [
             (default_id, default, format!("{title}, default rate {default}"), Vec::new()),
             (best_id, best, format!("{title}, best rate {best}"), grid),
         ] {
-            let training = config.training(algorithm, rate, config.steps);
+            let training = config.training(task, algorithm, rate, config.steps);
             let curve = Curve::train(task, networks, &training, monitor)?;
             let equivalent_steps = curve.first_reaching(goal.test.0, goal.test.1);
             let scores = curve.scores.last().cloned().unwrap_or_else(|| Scores::new(Vec::new()));
             let seconds_per_step = f64::NAN;
             all.push(Baseline {
                 id,
+                title,
                 name,
                 config: training,
                 scores,
@@ -185,14 +205,14 @@ fn grid(
     networks: &Networks,
     goal: &Goal,
     config: &BaselineConfig,
-    (algorithm, rates): (Algorithm, &[f64]),
+    algorithm: Algorithm,
     monitor: &dyn Monitor,
 ) -> Result<Vec<GridPoint>, EvalError> {
     let some = networks.first(config.grid_networks);
     let (metric, value) = goal.validation;
     let mut points = Vec::new();
-    for &rate in rates {
-        let training = config.training(algorithm, rate, config.grid_steps);
+    for &rate in config.rates(algorithm) {
+        let training = config.training(task, algorithm, rate, config.grid_steps);
         let curve = Curve::train(task, &some, &training, monitor)?;
         let steps_to_match = curve.first_reaching(metric, value);
         points.push(GridPoint { rate, steps_to_match, last: curve.last(metric) });

@@ -2,11 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::alignment::Request;
 use super::baselines::{baselines, Goal};
+use super::scores::condition;
 use super::updates::{updates, Subject, UpdateConfig, Updates};
-use super::{Baseline, BaselineConfig, EvalError, Monitor, Networks};
-use crate::metric::{Metric, Split};
-use crate::tasks::{Seeds, Task};
+use super::{Baseline, BaselineConfig, EvalError, Monitor, Networks, Scores};
+use crate::metric::{Metric, MetricKind, Split};
+use crate::tasks::{Course, Seeds, StepUnit, Task};
 
 /// What is compared.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,6 +59,8 @@ pub struct Comparison {
     pub optimizer: String,
     /// Number of unseen networks.
     pub networks: usize,
+    /// Examples, or episodes, that a network's validation metric is the mean of.
+    pub validation_size: usize,
     /// The metric that the optimizer is conditioned on.
     pub metric: Metric,
     /// Single, recursive and best-of-k updates.
@@ -64,13 +68,53 @@ pub struct Comparison {
     pub updates: Updates,
     /// Steps that one update replaces.
     pub equivalent_steps: EquivalentSteps,
-    /// SGD and Adam.
+    /// What the steps of the baselines are told in.
+    pub unit: StepUnit,
+    /// Names of the baselines: `SGD and Adam`.
+    pub trainers: String,
+    /// SGD and Adam, or what else trains such networks.
     pub baselines: Vec<Baseline>,
+    /// An episode of the first network before and after one update, on tasks of cart-pole.
+    #[serde(skip)]
+    pub courses: Option<[Course; 2]>,
     /// The settings.
     pub config: ComparisonConfig,
 }
 
 impl Comparison {
+    /// What measuring networks of these scores once costs, in steps of [`Self::unit`]: the
+    /// episodes' own, of which every one is worth 1 of the return. Nothing where examples
+    /// can be used again.
+    fn measuring(&self, scores: &Scores) -> f64 {
+        match self.metric.kind {
+            MetricKind::Return => scores.get(self.metric).mean.abs() * self.validation_size as f64,
+            _ => 0.0,
+        }
+    }
+
+    /// Where updates in a row stand among the steps of the baselines: behind the steps that
+    /// the networks have been measured with so far, or, where that costs none, behind as
+    /// many steps as there were updates.
+    pub fn update_positions(&self) -> Vec<f64> {
+        let updates = &self.updates;
+        let before = std::iter::once(&updates.random).chain(&updates.recursive.after);
+        let mut spent = 0.0;
+        before
+            .take(updates.recursive.updates)
+            .map(|scores| {
+                spent += self.measuring(scores).max(1.0);
+                spent
+            })
+            .collect()
+    }
+
+    /// Where the choice among candidates stands: every one of them is measured.
+    pub fn best_position(&self) -> f64 {
+        let first = self.update_positions().first().copied().unwrap_or(1.0);
+        let candidates = self.updates.best_of_k.candidates as f64;
+        first + candidates * self.measuring(&self.updates.one_step.scores)
+    }
+
     /// The metric that steps are counted by: that of the condition, on the test split.
     pub fn test_metric(&self) -> Metric {
         Metric { split: Split::Test, ..self.metric }
@@ -91,19 +135,24 @@ pub fn compare(
     let networks = Networks::fresh(task, Seeds::evaluation(config.seed)?, config.networks)?;
     monitor.stage(&format!("updates of {} networks", networks.len()), 1);
     let updates = updates(task, subject, &networks, &config.updates)?;
+    let courses = courses(task, subject, &networks, updates.one_step.prompt)?;
     monitor.advance();
     let metric = subject.metric;
     let test = Metric { split: Split::Test, ..metric };
     let reached = |metric: Metric| (metric, updates.one_step.scores.get(metric).mean);
     let goal = Goal { validation: reached(metric), test: reached(test) };
-    let trainings = config.baselines.trainings(networks.len());
-    monitor.stage("training with SGD and Adam", trainings);
+    let trainings = config.baselines.trainings(task, networks.len());
+    let titles: Vec<_> = task.algorithms().iter().map(|&a| task.title(a)).collect();
+    let trainers = titles.join(" and ");
+    monitor.stage(&format!("training with {trainers}"), trainings);
     let baselines = baselines(task, &networks, &goal, &config.baselines, monitor)?;
+    let unit = baselines.first().map_or(StepUnit::default(), |b| task.unit(&b.config));
     let steps = |id: &str| baselines.iter().find(|b| b.id == id)?.equivalent_steps;
     Ok(Comparison {
         task: task.name().to_owned(),
         optimizer: subject.name.to_owned(),
         networks: networks.len(),
+        validation_size: task.size(Split::Validation),
         metric,
         updates,
         equivalent_steps: EquivalentSteps {
@@ -113,9 +162,27 @@ pub fn compare(
             adam_best: steps("adam_best"),
             steps_run: config.baselines.steps,
         },
+        unit,
+        trainers,
         baselines,
+        courses,
         config: config.clone(),
     })
+}
+
+/// Episodes of the first network before and after an update.
+fn courses(
+    task: &dyn Task,
+    subject: &mut Subject,
+    networks: &Networks,
+    prompt: f64,
+) -> Result<Option<[Course; 2]>, EvalError> {
+    let first = networks.first(1).parameters;
+    let Some(before) = task.course(&first)? else { return Ok(None) };
+    let current = condition(task, subject.metric, &first)?;
+    let updated =
+        subject.sample(Request { start: &first, current: &current, target: &[prompt] })?;
+    Ok(task.course(&updated)?.map(|after| [before, after]))
 }
 
 #[cfg(test)]
@@ -203,6 +270,9 @@ mod tests {
         let sgd = comparison.equivalent_steps.sgd_best.unwrap();
         assert!((5..60).contains(&sgd), "{sgd}");
         assert!(comparison.updates.recursive.after.len() == 3);
+        assert_eq!(comparison.update_positions(), [1.0, 2.0, 3.0]);
+        assert_eq!(comparison.best_position(), 1.0);
+        assert!(comparison.courses.is_none() && comparison.trainers == "SGD and Adam");
         let loss = |scores: &crate::eval::Scores| scores.get(Metric::VALIDATION_LOSS).mean;
         let updates = &comparison.updates;
         assert!(loss(&updates.best_of_k.scores) <= loss(&updates.one_step.scores));

@@ -26,7 +26,7 @@ pub use curves::Curve;
 pub use diversity::{diversity, Diversity, DiversityConfig};
 pub use initialisations::{initialisations, Initialisation, InitialisationConfig, Initialisations};
 pub use prompting::{evaluate, Evaluation, EvaluationConfig};
-pub use scores::{Estimate, Networks, Scores};
+pub use scores::{Estimate, Networks, Scores, Share};
 pub use updates::{Subject, UpdateConfig};
 pub use walk::{walk, Walk, WalkConfig};
 

@@ -36,9 +36,23 @@ pub(super) fn key(metric: Metric) -> String {
 /// Validation and test metrics, averaged over networks.
 ///
 /// In JSON each metric is one number under its name (`test_loss`), with its
-/// standard error beside it (`test_loss_se`).
+/// standard error beside it (`test_loss_se`). Of policies, the test return is
+/// `mean_return` with `standard_error` as well, and the share of them that reach a
+/// return of 450, say, is `share_at_least_450`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Scores(Vec<(Metric, Estimate)>);
+pub struct Scores {
+    estimates: Vec<(Metric, Estimate)>,
+    good: Option<Share>,
+}
+
+/// How many networks are good on the test split.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Share {
+    /// Value of the task's first metric from which on they are.
+    pub from: f64,
+    /// Share of them, 0 to 1.
+    pub share: f64,
+}
 
 impl Scores {
     /// Scores networks on the validation and test splits, in parallel.
@@ -46,40 +60,58 @@ impl Scores {
     /// # Errors
     /// If the task cannot score them.
     pub fn of(task: &dyn Task, networks: &[f32]) -> Result<Self, EvalError> {
-        let mut scores = Vec::new();
+        let mut scores = Self::new(Vec::new());
         for split in [Split::Validation, Split::Test] {
             let rows = measure(task, networks, split)?;
             for (index, &kind) in task.kinds().iter().enumerate() {
                 let values: Vec<f64> = rows.iter().map(|row| row[index]).collect();
-                scores.push((Metric { kind, split }, Estimate::of(&values)));
+                scores.estimates.push((Metric { kind, split }, Estimate::of(&values)));
+                if let (0, Split::Test, Some(from)) = (index, split, task.good()) {
+                    let reaches =
+                        |value: f64| value == from || kind.direction().is_better(value, from);
+                    let count = values.iter().filter(|&&value| reaches(value)).count();
+                    scores.good = Some(Share { from, share: count as f64 / values.len() as f64 });
+                }
             }
         }
-        Ok(Self(scores))
+        Ok(scores)
     }
 
     /// Scores that were measured elsewhere.
-    pub(super) fn new(scores: Vec<(Metric, Estimate)>) -> Self {
-        Self(scores)
+    pub(super) fn new(estimates: Vec<(Metric, Estimate)>) -> Self {
+        Self { estimates, good: None }
+    }
+
+    /// How many networks are good, where the task says from when on they are.
+    pub fn good(&self) -> Option<Share> {
+        self.good
     }
 
     /// One metric; not a number if it was not measured.
     pub fn get(&self, metric: Metric) -> Estimate {
         let missing = Estimate { mean: f64::NAN, standard_error: f64::NAN };
-        self.0.iter().find(|(m, _)| *m == metric).map_or(missing, |(_, estimate)| *estimate)
+        self.estimates.iter().find(|(m, _)| *m == metric).map_or(missing, |(_, estimate)| *estimate)
     }
 
     /// All of them, validation first.
     pub fn iter(&self) -> impl Iterator<Item = (Metric, Estimate)> + '_ {
-        self.0.iter().copied()
+        self.estimates.iter().copied()
     }
 }
 
 impl Serialize for Scores {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(2 * self.0.len()))?;
-        for (metric, estimate) in &self.0 {
+        let mut map = serializer.serialize_map(None)?;
+        for (metric, estimate) in &self.estimates {
             map.serialize_entry(&key(*metric), &estimate.mean)?;
             map.serialize_entry(&format!("{}_se", key(*metric)), &estimate.standard_error)?;
+            if *metric == Metric::TEST_RETURN {
+                map.serialize_entry("mean_return", &estimate.mean)?;
+                map.serialize_entry("standard_error", &estimate.standard_error)?;
+            }
+        }
+        if let Some(Share { from, share }) = self.good {
+            map.serialize_entry(&format!("share_at_least_{from}"), &share)?;
         }
         map.end()
     }
@@ -174,7 +206,18 @@ mod tests {
     #[test]
     fn scores_are_numbers_under_their_names() {
         let estimate = Estimate { mean: 0.25, standard_error: 0.5 };
-        let json = serde_json::to_value(Scores(vec![(Metric::TEST_LOSS, estimate)])).unwrap();
+        let json = serde_json::to_value(Scores::new(vec![(Metric::TEST_LOSS, estimate)])).unwrap();
         assert_eq!(json, serde_json::json!({ "test_loss": 0.25, "test_loss_se": 0.5 }));
+        let estimates = vec![(Metric::TEST_RETURN, Estimate { mean: 480.0, ..estimate })];
+        let good = Some(Share { from: 450.0, share: 0.75 });
+        let json = serde_json::to_value(Scores { estimates, good }).unwrap();
+        let expected = serde_json::json!({
+            "test_return": 480.0,
+            "test_return_se": 0.5,
+            "mean_return": 480.0,
+            "standard_error": 0.5,
+            "share_at_least_450": 0.75
+        });
+        assert_eq!(json, expected);
     }
 }

@@ -118,7 +118,7 @@ pub struct ModelConfig {
     /// Highest frequency, as a power of two. Default 7 (reference: 14).
     pub max_frequency_log2: f64,
     /// What metrics are multiplied by before they are embedded, so that they are about
-    /// as large as losses. Default 1, and 1/40 for errors in percent.
+    /// as large as losses. Default 1, 1/40 for errors in percent, and 1/200 for returns.
     #[serde(default = "unscaled")]
     pub metric_scale: f64,
     /// What the timestep is multiplied by before it is embedded. Default 1e-3
@@ -169,7 +169,9 @@ impl ModelConfig {
     pub fn for_metric(kind: MetricKind) -> Self {
         let metric_scale = match kind {
             MetricKind::Error => 0.025,
-            MetricKind::Loss | MetricKind::Return => 1.0,
+            MetricKind::Loss | MetricKind::Score => 1.0,
+            // Returns of some hundreds are usual.
+            MetricKind::Return => 0.005,
         };
         Self { metric_scale, ..Self::default() }
     }

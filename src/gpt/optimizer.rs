@@ -83,12 +83,21 @@ impl From<SampleError> for UpdateError {
 pub enum Pretrained {
     /// Networks 64-10-10 with ReLU on 8x8 digits, conditioned on validation loss.
     Digits,
+    /// Policies of cart-pole with Gym's physics, 4-32-32-2 with SELU, conditioned on the
+    /// mean return of 20 episodes.
+    #[cfg(feature = "gym")]
+    CartPole,
 }
 
 impl Pretrained {
     /// The weights that are for a task, if there are any.
     pub fn for_task(task: &str) -> Option<Self> {
-        (task == "digits").then_some(Self::Digits)
+        match task {
+            "digits" => Some(Self::Digits),
+            #[cfg(feature = "gym")]
+            "cartpole" => Some(Self::CartPole),
+            _ => None,
+        }
     }
 
     /// The weights.
@@ -98,6 +107,10 @@ impl Pretrained {
     pub fn weights(self) -> Result<Weights, WeightsError> {
         match self {
             Self::Digits => Weights::from_bytes(include_bytes!("../../weights/digits.safetensors")),
+            #[cfg(feature = "gym")]
+            Self::CartPole => {
+                Weights::from_bytes(include_bytes!("../../weights/cartpole.safetensors"))
+            }
         }
     }
 }

@@ -4,7 +4,7 @@
 use dfdx::shapes::Dtype;
 use dfdx::tensor::Storage;
 
-use super::{conv, AvgPool2D, AvgPoolGlobal, Flatten2D, MaxPool2D};
+use super::{conv, AvgPool2D, AvgPoolGlobal, Flatten2D, MaxPool2D, SeLU};
 use crate::layout::LayoutBuilder;
 use crate::network::Layer;
 
@@ -68,5 +68,13 @@ impl<const F: usize> Layer for Flatten2D<F> {
 
     fn describe(layout: &mut LayoutBuilder) {
         layout.flatten("Flatten2D");
+    }
+}
+
+impl Layer for SeLU {
+    const PARAMETERS: usize = 0;
+
+    fn describe(layout: &mut LayoutBuilder) {
+        layout.unitwise("SeLU");
     }
 }

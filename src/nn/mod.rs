@@ -1,5 +1,5 @@
-//! Layers for images that dfdx 0.13 lacks on stable Rust: convolution, pooling
-//! and flatten.
+//! Layers that dfdx 0.13 lacks on stable Rust: convolution, pooling and flatten
+//! for images, and the activation SELU.
 //!
 //! They are ordinary dfdx modules. They stand in tuples and in structs with
 //! `#[lopt::network]`, build on a device with `f32` or `f64`, train with dfdx's
@@ -44,6 +44,7 @@
 //! dfdx does not tell whether anyone needs the gradient of the input, so it is
 //! always computed, that of the first layer too.
 
+pub(crate) mod activation;
 mod conv;
 mod convolution;
 mod device;
@@ -58,6 +59,7 @@ mod pool;
 mod pooling;
 mod shape;
 
+pub use activation::SeLU;
 pub use conv::builders::{Conv2D, UnbiasedConv2D};
 pub use conv::ConvWeight;
 pub use device::HostDevice;

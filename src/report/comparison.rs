@@ -1,11 +1,13 @@
 //! The report of a comparison with SGD and Adam.
 
+use super::episode::episodes;
 use super::figure::{self, draw, Axis, Figure, Line, Sign, ADAM, LEARNED, SGD, TEAL};
-use super::format::{estimate, score, seconds, steps, value};
+use super::format::{estimate, score, seconds, steps, unit_steps, value};
 use super::page::{facts, figure as framed, page, section, Highlight};
 use super::{Provenance, ReportError, Table};
-use crate::eval::{Baseline, Comparison, Scores};
+use crate::eval::{Baseline, Comparison, Scores, Share};
 use crate::metric::{Direction, Metric, MetricKind, Split};
+use crate::tasks::{Algorithm, Course, Schedule};
 
 /// Updates and steps, wall-clock and metrics of every way to train.
 pub fn comparison_table(comparison: &Comparison) -> Table {
@@ -23,13 +25,21 @@ pub fn comparison_table(comparison: &Comparison) -> Table {
     if with_error {
         header.push(error.to_string());
     }
-    header.extend(["steps to match".to_owned(), "time to match".to_owned()]);
+    let good = comparison.updates.random.good();
+    if let Some(good) = good {
+        header.push(format!("at least {}", good.from));
+    }
+    header.extend([format!("{} to match", comparison.unit.name), "time to match".to_owned()]);
     let mut table = Table::new(header);
     let mut row = |name: String, count: usize, time: String, scores: &Scores, tail: [String; 2]| {
         let mut cells =
             vec![name, count.to_string(), time, score(scores, metric), score(scores, test)];
         if with_error {
             cells.push(score(scores, error));
+        }
+        if good.is_some() {
+            let share = |good: Share| format!("{:.0} %", 100.0 * good.share);
+            cells.push(scores.good().map(share).unwrap_or_default());
         }
         cells.extend(tail);
         table.row(cells);
@@ -49,7 +59,7 @@ pub fn comparison_table(comparison: &Comparison) -> Table {
     for baseline in &comparison.baselines {
         let count = baseline.config.steps;
         let tail = [
-            steps(baseline.equivalent_steps, count),
+            unit_steps(comparison, baseline.equivalent_steps, count),
             baseline.seconds_to_match.map(seconds).unwrap_or_default(),
         ];
         let time = seconds(count as f64 * baseline.seconds_per_step);
@@ -67,6 +77,17 @@ pub fn comparison_figure(comparison: &Comparison) -> Result<String, ReportError>
     Ok(figure::standalone(&curves(comparison)?))
 }
 
+/// An episode before and after one update, where the task has episodes to look at; an
+/// animated SVG that stands alone.
+pub fn episode_figure(comparison: &Comparison) -> Option<String> {
+    comparison.courses.as_ref().map(|courses| figure::standalone(&film(courses)))
+}
+
+fn film([before, after]: &[Course; 2]) -> String {
+    let panels = [("random initialisation", before), ("after one update", after)];
+    episodes("An episode of cart-pole before and after one update", &panels)
+}
+
 /// The whole report, one HTML file.
 ///
 /// # Errors
@@ -78,19 +99,28 @@ pub fn comparison_page(
     let test = comparison.test_metric();
     let run = comparison.equivalent_steps.steps_run;
     let networks = comparison.networks;
+    let trainers = &comparison.trainers;
+    let unit = comparison.unit.name;
     let trained = comparison.config.baselines.trained(networks);
     let some = match trained < networks {
-        true => format!(" SGD and Adam train the first {trained} of them."),
+        true => format!(" {trainers} train the first {trained} of them."),
         false => String::new(),
+    };
+    let spent = match comparison.unit.per_step {
+        1 => "",
+        _ => {
+            " Updates stand behind the environment steps of the episodes that their networks were \
+             measured with before; a choice among candidates measures all of them."
+        }
     };
     let body = [
         section(
-            "One update beside SGD and Adam",
+            &format!("One update beside {trainers}"),
             &format!(
                 "Mean {test} of the same {networks} random initialisations, none of which was used in \
                  training {}.{some} Bands are two standard errors. The learning rates called best are the ones \
-                 of a grid that end with the best {}. Rings mark where a curve reaches the dashed line.",
-                comparison.optimizer, comparison.metric
+                 of a grid that end with the best {}. Rings mark where a curve reaches the dashed line.{}",
+                comparison.optimizer, comparison.metric, spent
             ),
             &framed(&curves(comparison)?),
         ),
@@ -99,11 +129,18 @@ pub fn comparison_page(
             &format!(
                 "Mean and standard error over {networks} networks.{some} Wall-clock is that of one network, \
                  without other work on the machine: an update includes measuring the network first, a \
-                 step includes no measurement. Steps to match: the first at which the mean {test} is that \
+                 step includes no measurement. {unit} to match: the first at which the mean {test} is that \
                  of one update."
             ),
             &comparison_table(comparison).to_html(),
         ),
+        comparison.courses.as_ref().map_or_else(String::new, |courses| {
+            section(
+                "An episode before and after one update",
+                "The first of the networks, in one test episode, with the same luck.",
+                &framed(&film(courses)),
+            )
+        }),
         section(
             "Updates in a row",
             "Each update starts from the result of the last one, measured anew.",
@@ -133,8 +170,8 @@ pub fn comparison_page(
     for id in ["sgd_best", "adam_best", "adam_default"] {
         if let Some(baseline) = comparison.baselines.iter().find(|b| b.id == id) {
             highlights.push(Highlight {
-                value: steps(baseline.equivalent_steps, run),
-                label: format!("steps of {} that it replaces", baseline.name),
+                value: unit_steps(comparison, baseline.equivalent_steps, run),
+                label: format!("{unit} of {} that it replaces", baseline.name),
             });
         }
     }
@@ -149,20 +186,40 @@ pub fn comparison_page(
 fn settings(comparison: &Comparison) -> Vec<(String, String)> {
     let config = &comparison.config;
     let baselines = &config.baselines;
-    let list = |values: &[f64]| values.iter().map(f64::to_string).collect::<Vec<_>>().join(", ");
-    let pairs = [
-        ("seed", config.seed.to_string()),
-        ("networks", comparison.networks.to_string()),
-        ("prompt", format!("{} of {:.4}", comparison.metric, comparison.updates.one_step.prompt)),
-        ("SGD", "Nesterov momentum 0.9, constant rate, no weight decay".to_owned()),
-        ("Adam", "dfdx's betas and epsilon, constant rate, no weight decay".to_owned()),
-        ("batch size", baselines.batch_size.to_string()),
-        ("steps", baselines.steps.to_string()),
-        ("SGD rates", list(&baselines.sgd_rates)),
-        ("Adam rates", list(&baselines.adam_rates)),
-        ("networks of SGD and Adam", baselines.trained(comparison.networks).to_string()),
+    let mut pairs = vec![
+        ("seed".to_owned(), config.seed.to_string()),
+        ("networks".to_owned(), comparison.networks.to_string()),
+        (
+            "prompt".to_owned(),
+            format!("{} of {:.4}", comparison.metric, comparison.updates.one_step.prompt),
+        ),
+        ("batch size".to_owned(), baselines.batch_size.to_string()),
+        ("steps".to_owned(), baselines.steps.to_string()),
+        (
+            format!("networks of {}", comparison.trainers),
+            baselines.trained(comparison.networks).to_string(),
+        ),
     ];
-    pairs.map(|(name, value)| (name.to_owned(), value)).to_vec()
+    for baseline in &comparison.baselines {
+        let rates: Vec<_> = baseline.grid.iter().map(|point| point.rate.to_string()).collect();
+        let training = &baseline.config;
+        let about = match training.algorithm {
+            Algorithm::Sgd { momentum } => format!("Nesterov momentum {momentum}"),
+            Algorithm::Adam => "dfdx's betas and epsilon of Adam".to_owned(),
+        };
+        let schedule = match training.schedule {
+            Schedule::Constant => "constant rate",
+            Schedule::Cosine | Schedule::Staircase { .. } => "rate falling along a cosine",
+        };
+        if !rates.is_empty() {
+            let decay = training.weight_decay;
+            pairs.push((
+                baseline.title.to_owned(),
+                format!("{about}, {schedule}, weight decay {decay}; rates {}", rates.join(", ")),
+            ));
+        }
+    }
+    pairs
 }
 
 fn colour(baseline: &Baseline) -> (figure::Colour, Line) {
@@ -189,8 +246,8 @@ fn curves(comparison: &Comparison) -> Result<String, ReportError> {
         .iter()
         .map(|baseline| {
             let (colour, line) = colour(baseline);
-            let reached = steps(baseline.equivalent_steps, run);
-            let text = format!("{}: {reached} steps to match", baseline.name);
+            let reached = unit_steps(comparison, baseline.equivalent_steps, run);
+            let text = format!("{}: {reached} {} to match", baseline.name, comparison.unit.name);
             (Sign::Line(colour, line), text)
         })
         .collect();
@@ -199,9 +256,16 @@ fn curves(comparison: &Comparison) -> Result<String, ReportError> {
     let after = updates.recursive.after.iter().map(|scores| scores.get(test).mean);
     let best = updates.best_of_k.scores.get(test).mean;
     let values: Vec<f64> = all.chain(after).chain([start, one, best]).collect();
-    let x = Axis::logarithmic("updates or steps", 1.0..run.max(10) as f64);
+    let place = |step: usize| (step * comparison.unit.per_step) as f64;
+    let first = comparison.update_positions().first().copied().unwrap_or(1.0);
+    let end = place(run).max(10.0 * first).max(1.1 * comparison.best_position());
+    let x = match comparison.unit.per_step {
+        1 => Axis::logarithmic("updates or steps", first..end),
+        _ => Axis::logarithmic(comparison.unit.name, 0.8 * first..end),
+    };
     let y = value_axis(test, values.into_iter().filter(|v| v.is_finite()));
-    let description = format!("Mean {test} against updates of {name} and steps of SGD and Adam");
+    let description =
+        format!("Mean {test} against updates of {name} and steps of {}", comparison.trainers);
     draw((960, 560), (x, y), &legend, &description, |figure| {
         for baseline in &comparison.baselines {
             let (colour, _) = colour(baseline);
@@ -214,25 +278,25 @@ fn curves(comparison: &Comparison) -> Result<String, ReportError> {
                 .map(|(&step, scores)| {
                     let e = scores.get(test);
                     let band = 2.0 * e.standard_error;
-                    (step as f64, e.mean - band, e.mean + band)
+                    (place(step), e.mean - band, e.mean + band)
                 })
                 .collect();
             figure.band(&points, colour)?;
         }
-        figure.rule((1.0, one), (run as f64, one))?;
+        figure.rule((first, one), (end, one))?;
         for baseline in comparison.baselines.iter().rev() {
             let (colour, line) = colour(baseline);
             let points: Vec<_> = baseline
                 .curve
                 .means(test)
                 .filter(|&(step, _)| step > 0)
-                .map(|(step, mean)| (step as f64, mean))
+                .map(|(step, mean)| (place(step), mean))
                 .collect();
             figure.curve(&points, colour, line)?;
         }
         for baseline in &comparison.baselines {
             if let Some(step) = baseline.equivalent_steps {
-                figure.ring((step as f64, one), colour(baseline).0)?;
+                figure.ring((place(step), one), colour(baseline).0)?;
             }
         }
         learned(comparison, figure)
@@ -246,18 +310,19 @@ fn learned(comparison: &Comparison, figure: &Figure) -> Result<(), ReportError> 
         .recursive
         .after
         .iter()
-        .enumerate()
-        .map(|(index, scores)| (index as f64 + 1.0, scores.get(test).mean))
+        .zip(comparison.update_positions())
+        .map(|(scores, place)| (place, scores.get(test).mean))
         .collect();
+    let first = points.first().map_or(1.0, |&(place, _)| place);
     figure.curve(&points, LEARNED, Line::Solid)?;
     let best = updates.best_of_k.scores.get(test).mean;
-    figure.diamond((1.0, best), TEAL)?;
+    figure.diamond((comparison.best_position(), best), TEAL)?;
     for &point in points.iter().rev() {
         figure.disc(point, 6, LEARNED, 1.0)?;
     }
     let start = updates.random.get(test).mean;
     let text = format!("random initialisation: {}", value(test.kind, start));
-    figure.note(&text, (1.0, start), (10, -14), None)?;
+    figure.note(&text, (first, start), (10, -14), None)?;
     let Some(&first) = points.first() else { return Ok(()) };
     figure.note("one update", first, (14, -16), Some(LEARNED))
 }
@@ -331,7 +396,7 @@ fn grid(comparison: &Comparison) -> Table {
     for baseline in &comparison.baselines {
         for point in &baseline.grid {
             table.row([
-                baseline.config.algorithm.title().to_owned(),
+                baseline.title.to_owned(),
                 point.rate.to_string(),
                 steps(point.steps_to_match, comparison.config.baselines.grid_steps),
                 value(comparison.metric.kind, point.last),

@@ -1,13 +1,13 @@
 //! Numbers for people.
 
-use crate::eval::{Estimate, Scores};
+use crate::eval::{Comparison, Estimate, Scores};
 use crate::metric::{Metric, MetricKind};
 
 /// A value with as many digits as its metric is worth.
 pub(super) fn value(kind: MetricKind, value: f64) -> String {
     match kind {
         _ if !value.is_finite() => "diverged".to_owned(),
-        MetricKind::Loss => format!("{value:.3}"),
+        MetricKind::Loss | MetricKind::Score => format!("{value:.3}"),
         MetricKind::Error => format!("{value:.1} %"),
         MetricKind::Return => format!("{value:.1}"),
     }
@@ -18,7 +18,7 @@ pub(super) fn estimate(kind: MetricKind, estimate: Estimate) -> String {
     let Estimate { mean, standard_error: error } = estimate;
     match kind {
         _ if !mean.is_finite() || !error.is_finite() => value(kind, mean),
-        MetricKind::Loss => format!("{mean:.3} ± {error:.3}"),
+        MetricKind::Loss | MetricKind::Score => format!("{mean:.3} ± {error:.3}"),
         MetricKind::Error => format!("{mean:.1} ± {error:.1} %"),
         MetricKind::Return => format!("{mean:.1} ± {error:.1}"),
     }
@@ -37,6 +37,12 @@ pub(super) fn seconds(seconds: f64) -> String {
         s if s < 1.0 => format!("{:.1} ms", s * 1e3),
         s => format!("{s:.1} s"),
     }
+}
+
+/// Steps of a baseline in the unit of a comparison, or that there were not enough.
+pub(super) fn unit_steps(comparison: &Comparison, count: Option<usize>, run: usize) -> String {
+    let factor = comparison.unit.per_step;
+    steps(count.map(|count| count * factor), run * factor)
 }
 
 /// A number of steps, or that there were not enough.

@@ -6,6 +6,7 @@
 
 mod comparison;
 mod diversity;
+mod episode;
 mod evaluation;
 mod figure;
 mod format;
@@ -15,7 +16,7 @@ mod picture;
 mod table;
 mod walk;
 
-pub use comparison::{comparison_figure, comparison_page, comparison_table};
+pub use comparison::{comparison_figure, comparison_page, comparison_table, episode_figure};
 pub use diversity::{diversity_figure, diversity_page, diversity_table};
 pub use evaluation::{evaluation_page, evaluation_table, prompting_figure};
 pub use initialisations::{initialisations_figure, initialisations_page, initialisations_table};

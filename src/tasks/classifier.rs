@@ -11,12 +11,12 @@ use rand_chacha::ChaCha8Rng;
 use super::images::{answer, Images, Score};
 use super::stack::Stack;
 use super::training::{
-    adam_config, cross_entropy, dfdx_error, sgd_config, train_classifier, Algorithm,
+    adam_config, dfdx_error, divergence, sgd_config, train_classifier, Algorithm,
 };
 use super::{RecordingConfig, Task, TaskError, TrainingConfig};
 use crate::layout::Layout;
 use crate::metric::{MetricKind, Split};
-use crate::network::{flatten, flatten_gradients, unflatten, Network};
+use crate::network::{flatten, unflatten, Network};
 
 /// Number of classes of every data set here.
 pub const CLASSES: usize = 10;
@@ -187,19 +187,7 @@ impl<N: ImageNetwork> Task for Classifier<N> {
         let mut input = device.try_zeros_like(&shape).map_err(dfdx_error)?;
         input.copy_from(&rows.copied().collect::<Vec<f32>>());
         let mut model: N::Model = device.try_build_module::<N, f32>().map_err(dfdx_error)?;
-        let mut answers = |parameters: &[f32]| {
-            unflatten(&mut model, parameters)?;
-            let gradients = model.try_alloc_grads().map_err(dfdx_error)?;
-            model.try_forward_mut(input.clone().traced(gradients)).map_err(dfdx_error)
-        };
-        let (logits, _) = answers(target)?.split_tape();
-        let wanted = logits.clone().try_softmax::<Axis<1>>().map_err(dfdx_error)?;
-        let entropy = cross_entropy(logits, wanted.clone()).map_err(dfdx_error)?;
-        let loss = cross_entropy(answers(predicted)?, wanted).map_err(dfdx_error)?;
-        let value = f64::from(loss.array() - entropy.array());
-        let gradients = loss.try_backward().map_err(dfdx_error)?;
-        gradient.copy_from_slice(&flatten_gradients(&model, &gradients)?);
-        Ok(value)
+        divergence(&mut model, &input, predicted, target, gradient)
     }
 
     fn recording(&self) -> RecordingConfig {

@@ -13,6 +13,8 @@ use crate::metric::{Metric, MetricKind, Split};
 use crate::network::NetworkError;
 
 mod behavior;
+#[cfg(feature = "gym")]
+pub mod cartpole;
 mod cifar;
 pub mod classifier;
 pub mod digits;
@@ -27,6 +29,8 @@ pub mod starts;
 pub mod training;
 
 pub use behavior::TaskBehavior;
+#[cfg(feature = "gym")]
+pub use cartpole::CartPole;
 pub use classifier::{Classifier, ImageNetwork};
 pub use digits::{Digits, DigitsMlp};
 pub use file::{load_network, save_network, NetworkFileError};
@@ -79,6 +83,19 @@ pub enum TaskError {
         /// Name of the task.
         task: &'static str,
     },
+    /// The task was left out when lopt was built.
+    #[error(
+        "task `{task}` is not part of this build: build lopt with `--features {feature}`, which \
+         needs {needs}"
+    )]
+    Feature {
+        /// Name of the task.
+        task: &'static str,
+        /// The feature of the package that adds it.
+        feature: &'static str,
+        /// What must be installed first.
+        needs: &'static str,
+    },
     /// A file of images or labels is missing, cut off or something else.
     #[error("cannot use {}: {problem}", path.display())]
     File {
@@ -126,6 +143,26 @@ impl From<NetworkError> for TaskError {
     }
 }
 
+/// What the length of a training is told in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct StepUnit {
+    /// `steps`, or `environment steps`.
+    pub name: &'static str,
+    /// How many of them one step of the optimizer is.
+    pub per_step: usize,
+}
+
+impl Default for StepUnit {
+    fn default() -> Self {
+        Self { name: "steps", per_step: 1 }
+    }
+}
+
+/// An episode of cart-pole: at every step, how far the cart is from the middle of its
+/// track, in metres to the right, and how far the pole leans, in radians to the right.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Course(pub Vec<[f64; 2]>);
+
 /// A network, data to train it on, and how it is scored.
 pub trait Task: Send + Sync {
     /// Name, as the command spells it.
@@ -148,6 +185,32 @@ pub trait Task: Send + Sync {
 
     /// Splits that recorded checkpoints are scored on, validation among them.
     fn recorded_splits(&self) -> &'static [Split];
+
+    /// Value of the first metric from which on a network counts as good, where there is
+    /// such a convention.
+    fn good(&self) -> Option<f64> {
+        None
+    }
+
+    /// Optimizers that an update is compared with.
+    fn algorithms(&self) -> &'static [Algorithm] {
+        &[Algorithm::SGD, Algorithm::Adam]
+    }
+
+    /// What training with one of them is called.
+    fn title(&self, algorithm: Algorithm) -> &'static str {
+        algorithm.title()
+    }
+
+    /// How they are trained, but for algorithm and rate.
+    fn baseline(&self) -> TrainingConfig {
+        TrainingConfig { steps: 1500, ..TrainingConfig::default() }
+    }
+
+    /// What the length of a training by these settings is told in.
+    fn unit(&self, _config: &TrainingConfig) -> StepUnit {
+        StepUnit::default()
+    }
 
     /// Channels, height and width of an input, where inputs are images.
     fn image(&self) -> Option<[usize; 3]>;
@@ -189,6 +252,14 @@ pub trait Task: Send + Sync {
         gradient: &mut [f32],
     ) -> Result<f64, TaskError>;
 
+    /// One test episode with a policy, where it is one of cart-pole.
+    ///
+    /// # Errors
+    /// If `parameters` has the wrong length.
+    fn course(&self, _parameters: &[f32]) -> Result<Option<Course>, TaskError> {
+        Ok(None)
+    }
+
     /// How this task's runs are recorded unless the user says otherwise.
     fn recording(&self) -> RecordingConfig;
 
@@ -218,6 +289,15 @@ pub fn by_name(name: &str, data: Option<&Path>) -> Result<Box<dyn Task>, TaskErr
     match name {
         digits::NAME if data.is_some() => Err(TaskError::Bundled { task: digits::NAME }),
         digits::NAME => Ok(Box::new(Digits::load()?)),
+        CARTPOLE if data.is_some() => Err(TaskError::Bundled { task: CARTPOLE }),
+        #[cfg(feature = "gym")]
+        CARTPOLE => Ok(Box::new(CartPole::new()?)),
+        #[cfg(not(feature = "gym"))]
+        CARTPOLE => Err(TaskError::Feature {
+            task: CARTPOLE,
+            feature: "gym",
+            needs: "cmake and SDL2_gfx, on Debian `apt-get install cmake libsdl2-gfx-dev`",
+        }),
         _ => image_sets::by_name(name, data)?.ok_or_else(|| TaskError::Unknown {
             found: name.to_owned(),
             expected: NAMES.join(", "),
@@ -226,8 +306,18 @@ pub fn by_name(name: &str, data: Option<&Path>) -> Result<Box<dyn Task>, TaskErr
 }
 
 /// Names of all tasks.
-pub const NAMES: &[&str] =
-    &[digits::NAME, "mnist", "mnist-cnn", "fashion-mnist", "fashion-mnist-cnn", "cifar10"];
+pub const NAMES: &[&str] = &[
+    digits::NAME,
+    "mnist",
+    "mnist-cnn",
+    "fashion-mnist",
+    "fashion-mnist-cnn",
+    "cifar10",
+    CARTPOLE,
+];
+
+/// Name of the task of cart-pole, known without its feature too.
+const CARTPOLE: &str = "cartpole";
 
 /// Order of the splits in what is recorded.
 const SPLITS: [Split; 3] = [Split::Validation, Split::Test, Split::Train];

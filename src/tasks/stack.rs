@@ -1,15 +1,16 @@
 //! Logits of plain stacks of linear layers, straight from a flat vector.
 //!
 //! Evaluation scores hundreds of thousands of networks. Building each in dfdx
-//! costs more than its answers do, so stacks of `Linear` and `ReLU` do not go
-//! through dfdx. A test holds them against it.
+//! costs more than its answers do, so stacks of `Linear`, `ReLU` and `SeLU`
+//! do not go through dfdx. A test holds them against it.
 //!
 //! Shape letters: `N` images, `I` inputs and `O` outputs of a layer.
 
 use crate::engine::linear;
 use crate::layout::Layout;
+use crate::nn::activation::selu;
 
-/// Layers of a network that is nothing but `Linear` and `ReLU`.
+/// Layers of a network that is nothing but `Linear`, `ReLU` and `SeLU`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stack(Vec<Layer>);
 
@@ -22,6 +23,7 @@ enum Layer {
         offset: usize,
     },
     Relu,
+    Selu,
 }
 
 impl Stack {
@@ -38,6 +40,7 @@ impl Stack {
                     Layer::Linear { inputs, outputs, offset: weight.offset }
                 }
                 "ReLU" => Layer::Relu,
+                "SeLU" => Layer::Selu,
                 _ => return None,
             });
         }
@@ -62,11 +65,15 @@ impl Stack {
                     linear(&mut out, input, weight, &rest[..outputs]);
                     values = out;
                 }
-                Layer::Relu => {
+                Layer::Relu | Layer::Selu => {
                     if index == 0 {
                         values = rows.to_vec();
                     }
-                    values.iter_mut().for_each(|value| *value = value.max(0.0));
+                    let activation = match layer {
+                        Layer::Selu => selu,
+                        _ => |value: f32| value.max(0.0),
+                    };
+                    values.iter_mut().for_each(|value| *value = activation(*value));
                 }
             }
         }

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::classifier::{ImageNetwork, CLASSES};
 use super::images::Images;
 use super::TaskError;
+use crate::network::{flatten_gradients, unflatten};
 
 /// Which of dfdx's optimizers.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -253,6 +254,40 @@ pub(super) fn cross_entropy<const C: usize, T: Tape<f32, Cpu>>(
         .try_mul(target)?
         .try_sum::<Rank0, _>()?
         .try_div(-batch as f32)
+}
+
+/// Mean Kullback-Leibler divergence, in nats, of the answers of a network with the
+/// parameters `predicted` from those with `target`; its gradient with respect to
+/// `predicted` replaces `gradient`.
+pub(super) fn divergence<M, S, const C: usize>(
+    model: &mut M,
+    input: &Tensor<S, f32, Cpu>,
+    predicted: &[f32],
+    target: &[f32],
+    gradient: &mut [f32],
+) -> Result<f64, TaskError>
+where
+    S: Shape,
+    M: TensorCollection<f32, Cpu>
+        + ModuleMut<
+            Tensor<S, f32, Cpu, OwnedTape<f32, Cpu>>,
+            Output = Tensor<(usize, Const<C>), f32, Cpu, OwnedTape<f32, Cpu>>,
+            Error = CpuError,
+        >,
+{
+    let mut answers = |parameters: &[f32]| {
+        unflatten(model, parameters)?;
+        let gradients = model.try_alloc_grads().map_err(dfdx_error)?;
+        model.try_forward_mut(input.clone().traced(gradients)).map_err(dfdx_error)
+    };
+    let (logits, _) = answers(target)?.split_tape();
+    let wanted = logits.clone().try_softmax::<Axis<1>>().map_err(dfdx_error)?;
+    let entropy = cross_entropy(logits, wanted.clone()).map_err(dfdx_error)?;
+    let loss = cross_entropy(answers(predicted)?, wanted).map_err(dfdx_error)?;
+    let value = f64::from(loss.array() - entropy.array());
+    let gradients = loss.try_backward().map_err(dfdx_error)?;
+    gradient.copy_from_slice(&flatten_gradients(model, &gradients)?);
+    Ok(value)
 }
 
 pub(super) fn dfdx_error(error: impl std::fmt::Debug) -> TaskError {
