@@ -22,7 +22,7 @@ step $lopt record digits --out "$runs/digits" --precision f16 --runs 10000 \
     --start-from "$runs/first.safetensors" --from-run 8000
 # 4. The G.pt that comes with lopt.
 step $lopt train digits --store "$runs/digits" --out weights/digits.safetensors --precision f16 \
-    --steps 12000 --report-every 1000 --log weights/digits.log
+    --steps 30000 --behavior 0 --report-every 1000 --log weights/digits.log
 rm weights/digits.safetensors.state
 $lopt compare digits --weights weights/digits.safetensors --out "$runs/compare.html" \
     --figure benches/digits.svg | tee -a weights/digits.log

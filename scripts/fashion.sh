@@ -22,9 +22,10 @@ step $lopt record fashion-mnist-cnn --data "$data" --out "$runs/fashion" --preci
     --runs 2287
 [ -e "$runs/fashion-first.safetensors" ] ||
     step $lopt train fashion-mnist-cnn --store "$runs/fashion" --runs 1860 \
-        --out "$runs/fashion-first.safetensors" --held-out 40 --steps 2000 --report-every 250 --log $log
+        --out "$runs/fashion-first.safetensors" --held-out 40 --steps 2000 \
+        --behavior 0 --report-every 250 --log $log
 step $lopt train fashion-mnist-cnn --store "$runs/fashion" --out "$runs/fashion.safetensors" \
-    --init "$runs/fashion-first.safetensors" --held-out 40 --steps 700 --warmup 50 \
+    --init "$runs/fashion-first.safetensors" --held-out 40 --steps 700 --warmup 50 --behavior 0 \
     --learning-rate 1e-3 --from-start 0.5 --by-metric 0.3 --temperature 0.3 --report-every 100 --log $log
 step $lopt compare fashion-mnist-cnn --data "$data" --weights "$runs/fashion.safetensors" \
     --baseline-networks 4 --steps 300 --out "$runs/fashion.html" \
