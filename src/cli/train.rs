@@ -225,8 +225,9 @@ impl Arguments {
 
     /// What predicted networks are compared on.
     fn task_behavior(&self, dataset: &Dataset) -> Result<TaskBehavior, Failure> {
-        let task = by_name(&self.task, self.data.as_deref())
-            .map_err(|e| Named("--behavior 0 trains without images".to_owned(), e))?;
+        let why = "the behavioural loss runs networks on the task (not with --behavior 0)";
+        let task =
+            by_name(&self.task, self.data.as_deref()).map_err(|e| Named(why.to_owned(), e))?;
         task.layout()?.check_matches(dataset.layout())?;
         Ok(TaskBehavior::new(task, self.queries as usize))
     }
