@@ -17,7 +17,9 @@ lopt=target/release/lopt
 # The G.pt, below a megabyte: about 10 minutes of one core.
 "$lopt" train cartpole --store "$folder/runs" --out weights/cartpole.safetensors \
     --log weights/cartpole.log --width 80 --blocks 4 --batch 32 --steps 6000
+rm -f weights/cartpole.safetensors.state
 
 weights=(--weights weights/cartpole.safetensors)
 "$lopt" eval cartpole "${weights[@]}" --out "$folder/eval.html"
-"$lopt" compare cartpole "${weights[@]}" --prompt 500 --out "$folder/compare.html"
+"$lopt" compare cartpole "${weights[@]}" --prompt 500 --baseline-networks 10 \
+    --out "$folder/compare.html" --figure benches/cartpole.svg --episode benches/cartpole-episode.svg

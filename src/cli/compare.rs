@@ -71,6 +71,12 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
     let [figure, episode] = [&arguments.figure, &arguments.episode].map(Option::as_ref);
     check_targets([Some(&arguments.out), figure, episode])?;
     let mut loaded = arguments.optimizer.load(&arguments.task, arguments.seed, terminal)?;
+    if episode.is_some() && loaded.task.course(&loaded.task.initial(0)?)?.is_none() {
+        return Err(Failure::Usage(format!(
+            "task `{}` has no episodes to look at, only cartpole has: leave --episode out",
+            arguments.task
+        )));
+    }
     let defaults = BaselineConfig::default();
     let baseline = loaded.task.baseline();
     let steps = arguments.steps.map_or(baseline.steps, |steps| steps as usize);
@@ -98,8 +104,7 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
         write_file(path, comparison_figure(&comparison)?.as_bytes())?;
     }
     if let Some(path) = &arguments.episode {
-        let none = || format!("task {} has no episodes to look at", comparison.task);
-        let film = episode_figure(&comparison).ok_or_else(none)?;
+        let film = episode_figure(&comparison).ok_or("no episode was recorded")?;
         write_file(path, film.as_bytes())?;
     }
     let seconds = begin.elapsed().as_secs_f64();

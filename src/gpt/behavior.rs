@@ -77,6 +77,12 @@ pub trait Behavior: Send + Sync {
         target: &[f32],
         gradient: &mut [f32],
     ) -> Result<f64, BehaviorError>;
+
+    /// What networks are compared on, in words. A training that was saved goes on with the
+    /// same only. Default: nothing is said.
+    fn describe(&self) -> String {
+        String::new()
+    }
 }
 
 /// The behavioural loss of one batch.

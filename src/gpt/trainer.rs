@@ -62,12 +62,17 @@ pub enum TrainError {
     #[error(transparent)]
     File(#[from] FileError),
     /// The loss is no longer a number.
-    #[error("loss is {loss} at step {step}, expected a finite value: lower the learning rate")]
+    #[error(
+        "loss is {loss} and the gradient's norm {gradient_norm} at step {step}, expected finite \
+         values: lower the learning rate"
+    )]
     Diverged {
         /// The step, counted from 0.
         step: u64,
         /// The loss.
         loss: f64,
+        /// The norm of the gradient, that of the behavioural loss included.
+        gradient_norm: f64,
     },
     /// The behavioural loss has a weight, but nothing was given to compare answers with.
     #[error(
@@ -137,6 +142,9 @@ struct StateHeader {
     trainer: TrainerConfig,
     layout: Layout,
     dataset: DataId,
+    /// What the behavioural loss compares networks on.
+    #[serde(default)]
+    behavior: String,
 }
 
 /// What tells one data set from another.
@@ -390,7 +398,7 @@ impl Trainer {
         let divergence = penalty.map(|p| p.mean().map_err(TrainError::Behavior)).transpose()?;
         let gradient_norm = global_norm(&self.gradient);
         if !loss.is_finite() || !gradient_norm.is_finite() {
-            return Err(TrainError::Diverged { step, loss });
+            return Err(TrainError::Diverged { step, loss, gradient_norm });
         }
         let learning_rate = self.config.schedule().at(step as f64);
         let settings =
@@ -474,6 +482,7 @@ impl Trainer {
             trainer: self.config.clone(),
             layout: self.dataset.layout().clone(),
             dataset: DataId::of(&self.dataset),
+            behavior: self.behavior.as_ref().map_or(String::new(), |behavior| behavior.describe()),
         }
     }
 
@@ -518,6 +527,9 @@ impl Trainer {
         }
         if found.dataset != expected.dataset {
             return mismatch("data set", &found.dataset, &expected.dataset);
+        }
+        if found.behavior != expected.behavior {
+            return mismatch("behavioural loss", &found.behavior, &expected.behavior);
         }
         let shape = [self.state.parameters.len()];
         self.state = State {

@@ -26,4 +26,8 @@ impl Behavior for TaskBehavior {
     ) -> Result<f64, BehaviorError> {
         Ok(self.task.divergence(seed, self.queries, predicted, target, gradient)?)
     }
+
+    fn describe(&self) -> String {
+        format!("{} inputs of task `{}`", self.queries, self.task.name())
+    }
 }

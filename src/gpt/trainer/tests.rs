@@ -103,6 +103,10 @@ impl Behavior for Sum {
         gradient.fill(2.0 * weight * difference);
         Ok(f64::from(weight * difference * difference))
     }
+
+    fn describe(&self) -> String {
+        "the sum".to_owned()
+    }
 }
 
 #[test]
@@ -144,6 +148,10 @@ fn a_training_with_answers_goes_on_to_the_same_bits_on_any_number_of_threads() {
         }
         assert_eq!(second.state, unbroken.state);
     }
+
+    let mut without = Trainer::new(dataset.clone(), model(), config, 1).unwrap();
+    let error = without.resume(&path).unwrap_err().to_string();
+    assert!(error.contains(r#"another behavioural loss: found "the sum", expected """#), "{error}");
 }
 
 #[test]

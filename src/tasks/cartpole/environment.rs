@@ -29,7 +29,7 @@ pub enum Physics {
     /// a pole of -1 kg and a force of -100 N move in gym-rs as Gym's do.
     #[default]
     Gym,
-    /// Those of gym-rs as it is, whose cart-pole is heavier.
+    /// Those of gym-rs, whose cart-pole is heavier. Episodes start as Gym's do.
     GymRs,
 }
 

@@ -34,8 +34,6 @@ const TRACE: f32 = 0.9;
 const CLIP: f32 = 0.2;
 /// Returns are divided by the largest discounted one before the critic learns them.
 const VALUE_SCALE: f32 = 1.0 / (1.0 - DISCOUNT);
-/// Learning rate of the critic, as a multiple of that of the policy.
-const CRITIC_RATE: f64 = 1.0;
 /// Seed of the critic: the same one for all runs, so that less of their end is chance.
 const CRITIC_SEED: u64 = 0;
 
@@ -114,7 +112,7 @@ impl<'a> Trainer<'a> {
             }
             let rate = self.config.rate(step);
             self.policy_optimizer.cfg.lr = rate;
-            self.critic_optimizer.cfg.lr = CRITIC_RATE * rate;
+            self.critic_optimizer.cfg.lr = rate;
             let steps = self.act(&flatten(policy)?);
             self.learn(policy, &steps)?;
         }
