@@ -41,7 +41,7 @@ where
     E: Dtype,
     D: Device<E>,
 {
-    let mut reader = Reader { values: Vec::new() };
+    let mut reader = Reader { gradients: None, values: Vec::new() };
     M::iter_tensors(&mut RecursiveWalker { m: model, f: &mut reader })?;
     Ok(reader.values)
 }
@@ -60,7 +60,7 @@ where
     E: Dtype,
     D: Device<E>,
 {
-    let mut reader = GradientReader { gradients: gradients.clone(), values: Vec::new() };
+    let mut reader = Reader { gradients: Some(gradients.clone()), values: Vec::new() };
     M::iter_tensors(&mut RecursiveWalker { m: model, f: &mut reader })?;
     Ok(reader.values)
 }
@@ -94,11 +94,13 @@ pub(super) fn is_flat<S: Shape, E: Dtype, D: Device<E>>(options: &TensorOptions<
     options.do_gradient_update && !fields::is_skipping()
 }
 
-struct Reader<E> {
+/// Reads parameters, or their gradients if there are any.
+struct Reader<E: Dtype, D: Device<E>> {
+    gradients: Option<Gradients<E, D>>,
     values: Vec<E>,
 }
 
-impl<E: Dtype, D: Device<E>> TensorVisitor<E, D> for Reader<E> {
+impl<E: Dtype, D: Device<E>> TensorVisitor<E, D> for Reader<E, D> {
     type Viewer = ViewTensorRef;
     type Err = NetworkError;
     type E2 = E;
@@ -110,31 +112,13 @@ impl<E: Dtype, D: Device<E>> TensorVisitor<E, D> for Reader<E> {
         tensor: &Tensor<S, E, D>,
     ) -> Result<Option<Tensor<S, E, D>>, NetworkError> {
         if is_flat(&options) {
-            self.values.extend(tensor.as_vec());
-        }
-        Ok(None)
-    }
-}
-
-struct GradientReader<E: Dtype, D: Device<E>> {
-    gradients: Gradients<E, D>,
-    values: Vec<E>,
-}
-
-impl<E: Dtype, D: Device<E>> TensorVisitor<E, D> for GradientReader<E, D> {
-    type Viewer = ViewTensorRef;
-    type Err = NetworkError;
-    type E2 = E;
-    type D2 = D;
-
-    fn visit<S: Shape>(
-        &mut self,
-        options: TensorOptions<S, E, D>,
-        tensor: &Tensor<S, E, D>,
-    ) -> Result<Option<Tensor<S, E, D>>, NetworkError> {
-        if is_flat(&options) {
-            self.gradients.get_or_alloc_mut(tensor).map_err(NetworkError::device)?;
-            self.values.extend(self.gradients.get(tensor).as_vec());
+            self.values.extend(match &mut self.gradients {
+                None => tensor.as_vec(),
+                Some(gradients) => {
+                    gradients.get_or_alloc_mut(tensor).map_err(NetworkError::device)?;
+                    gradients.get(tensor).as_vec()
+                }
+            });
         }
         Ok(None)
     }

@@ -244,7 +244,7 @@ where
 
 /// Mean cross entropy with probabilities; dfdx's own function panics where this
 /// returns an error.
-pub(super) fn cross_entropy<const C: usize, T: Tape<f32, Cpu>>(
+fn cross_entropy<const C: usize, T: Tape<f32, Cpu>>(
     logits: Tensor<(usize, Const<C>), f32, Cpu, T>,
     target: Tensor<(usize, Const<C>), f32, Cpu>,
 ) -> Result<Tensor<Rank0, f32, Cpu, T>, CpuError> {
