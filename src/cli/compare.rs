@@ -40,7 +40,7 @@ pub struct Arguments {
     /// Also write the main figure as an SVG file
     #[arg(long, value_name = "FILE")]
     figure: Option<PathBuf>,
-    /// Also write an episode before and after one update as an animated SVG file, on cart-pole
+    /// Also write an episode before and after one update as an animated SVG file, on tasks of gym-rs
     #[arg(long, value_name = "FILE")]
     episode: Option<PathBuf>,
     /// Random initialisations
@@ -73,7 +73,8 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
     let mut loaded = arguments.optimizer.load(&arguments.task, arguments.seed, terminal)?;
     if episode.is_some() && loaded.task.course(&loaded.task.initial(0)?)?.is_none() {
         return Err(Failure::Usage(format!(
-            "task `{}` has no episodes to look at, only cartpole has: leave --episode out",
+            "task `{}` has no episodes to look at, only cartpole and mountain-car have: leave \
+             --episode out",
             arguments.task
         )));
     }

@@ -74,7 +74,7 @@ pub struct Comparison {
     pub trainers: String,
     /// SGD and Adam, or what else trains such networks.
     pub baselines: Vec<Baseline>,
-    /// An episode of the first network before and after one update, on tasks of cart-pole.
+    /// An episode of the first network before and after one update, where a task has them.
     #[serde(skip)]
     pub courses: Option<[Course; 2]>,
     /// The settings.

@@ -85,7 +85,7 @@ pub fn episode_figure(comparison: &Comparison) -> Option<String> {
 
 fn film([before, after]: &[Course; 2]) -> String {
     let panels = [("random initialisation", before), ("after one update", after)];
-    episodes("An episode of cart-pole before and after one update", &panels)
+    episodes("An episode before and after one update", &panels)
 }
 
 /// The whole report, one HTML file.

@@ -13,10 +13,10 @@ use crate::metric::{Metric, MetricKind, Split};
 use crate::network::NetworkError;
 
 mod behavior;
-#[cfg(feature = "gym")]
-pub mod cartpole;
 mod cifar;
 pub mod classifier;
+#[cfg(feature = "gym")]
+pub mod control;
 pub mod digits;
 pub mod file;
 mod idx;
@@ -29,9 +29,9 @@ pub mod starts;
 pub mod training;
 
 pub use behavior::TaskBehavior;
-#[cfg(feature = "gym")]
-pub use cartpole::CartPole;
 pub use classifier::{Classifier, ImageNetwork};
+#[cfg(feature = "gym")]
+pub use control::{cart_pole::CartPole, mountain_car::MountainCar};
 pub use digits::{Digits, DigitsMlp};
 pub use file::{load_network, save_network, NetworkFileError};
 pub use recording::{open_store, record, Moments, RecordingConfig, RecordingError};
@@ -158,10 +158,15 @@ impl Default for StepUnit {
     }
 }
 
-/// An episode of cart-pole: at every step, how far the cart is from the middle of its
-/// track, in metres to the right, and how far the pole leans, in radians to the right.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Course(pub Vec<[f64; 2]>);
+/// An episode to look at, from its first state to its last.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Course {
+    /// Of cart-pole: how far the cart is from the middle of its track, in metres to the
+    /// right, and how far the pole leans, in radians to the right.
+    CartPole(Vec<[f64; 2]>),
+    /// Of mountain car: where the car is, -1.2 to 0.6 with the flag at 0.5.
+    MountainCar(Vec<f64>),
+}
 
 /// A network, data to train it on, and how it is scored.
 pub trait Task: Send + Sync {
@@ -252,7 +257,7 @@ pub trait Task: Send + Sync {
         gradient: &mut [f32],
     ) -> Result<f64, TaskError>;
 
-    /// One test episode with a policy, where it is one of cart-pole.
+    /// One test episode with a policy, where the task has episodes.
     ///
     /// # Errors
     /// If `parameters` has the wrong length.
@@ -289,20 +294,31 @@ pub fn by_name(name: &str, data: Option<&Path>) -> Result<Box<dyn Task>, TaskErr
     match name {
         digits::NAME if data.is_some() => Err(TaskError::Bundled { task: digits::NAME }),
         digits::NAME => Ok(Box::new(Digits::load()?)),
-        CARTPOLE if data.is_some() => Err(TaskError::Bundled { task: CARTPOLE }),
-        #[cfg(feature = "gym")]
-        CARTPOLE => Ok(Box::new(CartPole::new()?)),
-        #[cfg(not(feature = "gym"))]
-        CARTPOLE => Err(TaskError::Feature {
-            task: CARTPOLE,
-            feature: "gym",
-            needs: "cmake and SDL2_gfx, on Debian `apt-get install cmake libsdl2-gfx-dev`",
-        }),
+        CARTPOLE => control(CARTPOLE, data),
+        MOUNTAIN_CAR => control(MOUNTAIN_CAR, data),
         _ => image_sets::by_name(name, data)?.ok_or_else(|| TaskError::Unknown {
             found: name.to_owned(),
             expected: NAMES.join(", "),
         }),
     }
+}
+
+/// The control problem of this name.
+fn control(task: &'static str, data: Option<&Path>) -> Result<Box<dyn Task>, TaskError> {
+    if data.is_some() {
+        return Err(TaskError::Bundled { task });
+    }
+    #[cfg(feature = "gym")]
+    return match task {
+        MOUNTAIN_CAR => Ok(Box::new(MountainCar::new()?)),
+        _ => Ok(Box::new(CartPole::new()?)),
+    };
+    #[cfg(not(feature = "gym"))]
+    Err(TaskError::Feature {
+        task,
+        feature: "gym",
+        needs: "cmake and SDL2_gfx, on Debian `apt-get install cmake libsdl2-gfx-dev`",
+    })
 }
 
 /// Names of all tasks.
@@ -314,10 +330,12 @@ pub const NAMES: &[&str] = &[
     "fashion-mnist-cnn",
     "cifar10",
     CARTPOLE,
+    MOUNTAIN_CAR,
 ];
 
-/// Name of the task of cart-pole, known without its feature too.
+/// Names of the tasks of feature `gym`, known without it too.
 const CARTPOLE: &str = "cartpole";
+const MOUNTAIN_CAR: &str = "mountain-car";
 
 /// Order of the splits in what is recorded.
 const SPLITS: [Split; 3] = [Split::Validation, Split::Test, Split::Train];

@@ -47,6 +47,21 @@ impl Stack {
         (tensors.next().is_none() && !layers.is_empty()).then_some(Self(layers))
     }
 
+    /// Values that go into the first linear layer, and that come out of each.
+    #[cfg(feature = "gym")]
+    pub fn widths(&self) -> Vec<usize> {
+        let mut widths = Vec::new();
+        for layer in &self.0 {
+            if let Layer::Linear { inputs, outputs, .. } = *layer {
+                if widths.is_empty() {
+                    widths.push(inputs);
+                }
+                widths.push(outputs);
+            }
+        }
+        widths
+    }
+
     /// What the network makes of rows of inputs.
     ///
     /// # Shapes

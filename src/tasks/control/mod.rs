@@ -1,37 +1,35 @@
-//! Cart-pole: keep a pole upright by pushing its cart, with the return as metric.
+//! Policies of control problems, with the return of episodes as metric.
 //!
-//! An episode gives a reward of 1 for every step until the pole leans by more
-//! than 12 degrees or the cart leaves its track, and ends after 500 steps: returns
-//! are 1 to 500. The environment is gym-rs's, with Gym's physics (see
-//! [`Physics`]).
+//! An [`Environment`] describes a problem, an [`Episode`] is one in progress; both
+//! wrap an environment of gym-rs. [`Control`] makes a task of them: policies that draw
+//! their actions, proximal policy optimization, and returns as means of 20 episodes.
+//!
+//! Shape letters: `N` rows, `O` values of an observation, `A` actions.
 
-mod environment;
+pub mod cart_pole;
+pub mod mountain_car;
 mod policy_gradient;
 
+use std::fmt::Debug;
 use std::ops::ControlFlow;
 
 use dfdx::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-pub use environment::{Physics, ACTIONS, MOST_STEPS, OBSERVATIONS};
+pub use self::policy_gradient::PolicyGradient;
 
-use self::environment::{Cart, Outcome};
 use self::policy_gradient::Trainer;
+use super::images::answer;
 use super::stack::Stack;
 use super::training::{dfdx_error, divergence, Algorithm, Schedule};
-use super::{
-    Course, Moments, RecordingConfig, StepUnit, Task, TaskError, TrainingConfig, CARTPOLE as NAME,
-};
+use super::{Course, Moments, RecordingConfig, StepUnit, Task, TaskError, TrainingConfig};
 use crate::layout::Layout;
 use crate::metric::{MetricKind, Split};
-use crate::network::{flatten, unflatten, Built, Network};
-use crate::nn::SeLU;
+use crate::network::{flatten, unflatten, Network};
 
 /// Episodes that a return is the mean of.
 pub const EPISODES: usize = 20;
-/// Return from which on a policy counts as good.
-const GOOD: f64 = 450.0;
 /// Most environments that a policy is trained in at once.
 const MOST_ENVIRONMENTS: usize = 1 << 14;
 /// Observations that answers of policies are compared on.
@@ -39,143 +37,220 @@ const PROBES: usize = 1000;
 /// Seeds of the episodes of each split, and of the draws of actions in them.
 const EPISODE_SEEDS: [u64; 3] = [1 << 40, 2 << 40, 3 << 40];
 
-/// The policy: 4 observations, two hidden layers of 32 units, 2 actions.
-///
-/// Outputs are logits of the actions. Observations are divided by 2.4 m, 2 m/s,
-/// 12 degrees and 2 rad/s.
-#[lopt::network]
-#[derive(Clone, Debug)]
-pub struct CartPolePolicy {
-    /// Observations to the first hidden layer.
-    pub first: Linear<OBSERVATIONS, 32>,
-    /// After it.
-    pub first_activation: SeLU,
-    /// To the second hidden layer.
-    pub second: Linear<32, 32>,
-    /// After it.
-    pub second_activation: SeLU,
-    /// To the actions.
-    pub output: Linear<32, ACTIONS>,
+/// How an episode goes on after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// There is another step.
+    Goes,
+    /// It ended by the rules of the environment.
+    Ended,
+    /// It reached the most steps that an episode may have.
+    Capped,
 }
 
-type Model = Built<CartPolePolicy, f32, Cpu>;
+/// An episode in progress.
+pub trait Episode<const O: usize> {
+    /// Begins the episode of this seed.
+    fn reset(&mut self, seed: u64);
 
-/// The task `cartpole`.
+    /// Takes an action for one step. Never [`Outcome::Capped`]: steps are counted by the
+    /// task.
+    fn step(&mut self, action: usize) -> Outcome;
+
+    /// What is observed, in the environment's units.
+    fn state(&self) -> [f64; O];
+
+    /// What a policy sees: [`state`](Self::state), of the order of 1.
+    fn features(&self) -> [f32; O];
+
+    /// How promising the present state is, in rewards, for policies in training; see
+    /// [`PolicyGradient`].
+    fn potential(&self) -> f32 {
+        0.0
+    }
+}
+
+/// A control problem, and the policy that is trained on it.
+pub trait Environment<const O: usize, const A: usize>:
+    Clone + Debug + Send + Sync + 'static
+{
+    /// The policy: from features to a logit of each action.
+    type Policy: Network + BuildOnDevice<Cpu, f32, Built = Self::Model>;
+    /// What dfdx builds from it.
+    type Model: TensorCollection<f32, Cpu>
+        + ModuleMut<
+            Rows<O, OwnedTape<f32, Cpu>>,
+            Output = Rows<A, OwnedTape<f32, Cpu>>,
+            Error = CpuError,
+        >;
+    /// An episode of it.
+    type Episode: Episode<O>;
+
+    /// Name of the task.
+    const NAME: &'static str;
+    /// Steps after which an episode ends.
+    const MOST_STEPS: usize;
+    /// Reward of every step.
+    const REWARD: f32;
+    /// Return from which on a policy counts as good.
+    const GOOD: f64;
+    /// How its policies are trained.
+    const TRAINING: PolicyGradient;
+
+    /// The problem, for people.
+    fn summary(&self) -> String;
+
+    /// Begins the episode of this seed.
+    fn begin(&self, seed: u64) -> Self::Episode;
+
+    /// States of an episode, as they are shown.
+    fn course(states: Vec<[f64; O]>) -> Course;
+}
+
+/// A batch of `N` rows.
+type Rows<const C: usize, T = NoneTape> = Tensor<(usize, Const<C>), f32, Cpu, T>;
+
+/// The task of training policies for an environment.
 ///
 /// A return is the mean of 20 episodes with actions drawn from the policy. Starts
 /// and draws of an episode follow from the split and the number of the episode, so
 /// that all policies meet the same luck: measured again, a return is the same.
-///
-/// # Examples
-/// ```
-/// use lopt::metric::Split;
-/// use lopt::tasks::{CartPole, Task};
-///
-/// let task = CartPole::new()?;
-/// let returns = task.measure(&task.initial(1)?, Split::Validation)?;
-/// assert!((8.0..100.0).contains(&returns[0]));
-/// # Ok::<(), lopt::Error>(())
-/// ```
-///
-/// # Source
-/// The network: Peebles et al. 2022, arXiv:2209.12892, appendix.
 #[derive(Clone, Debug)]
-pub struct CartPole {
-    physics: Physics,
+pub struct Control<E, const O: usize, const A: usize> {
+    environment: E,
     layout: Layout,
     stack: Stack,
 }
 
-impl CartPole {
-    /// With the physics of Gym.
-    ///
-    /// # Errors
-    /// If the layout of the policy is unusable.
-    pub fn new() -> Result<Self, TaskError> {
-        Self::with_physics(Physics::default())
-    }
+/// An episode whose steps are counted.
+#[derive(Debug)]
+struct Counted<P> {
+    episode: P,
+    steps: usize,
+}
 
-    /// With other physics.
+impl<P> Counted<P> {
+    fn step<const O: usize>(&mut self, action: usize, most: usize) -> Outcome
+    where
+        P: Episode<O>,
+    {
+        self.steps += 1;
+        match self.episode.step(action) {
+            Outcome::Goes if self.steps == most => Outcome::Capped,
+            outcome => outcome,
+        }
+    }
+}
+
+impl<E: Environment<O, A>, const O: usize, const A: usize> Control<E, O, A> {
+    /// The task of an environment.
     ///
     /// # Errors
-    /// If the layout of the policy is unusable.
-    pub fn with_physics(physics: Physics) -> Result<Self, TaskError> {
-        let layout = CartPolePolicy::layout()?;
-        // The policy has no layers but those that a stack knows.
+    /// If the layout of the policy is unusable, or it has other layers than linear
+    /// ones, ReLU and SeLU.
+    pub fn of(environment: E) -> Result<Self, TaskError> {
+        let layout = E::Policy::layout()?;
         let stack = Stack::of(&layout).ok_or_else(|| TaskError::Setting {
             field: "policy",
             found: layout.layers().join(", "),
             expected: "linear layers with ReLU or SeLU".to_owned(),
         })?;
-        Ok(Self { physics, layout, stack })
+        Ok(Self { environment, layout, stack })
     }
 
-    /// The return of each episode of a split.
+    /// The return of each episode of a split, in the order in which they end.
     ///
     /// # Errors
     /// If `parameters` has the wrong length.
     pub fn returns(&self, parameters: &[f32], split: Split) -> Result<Vec<f64>, TaskError> {
         self.layout.check_length(parameters.len())?;
         let base = EPISODE_SEEDS[split as usize];
-        let mut episodes: Vec<(Cart, ChaCha8Rng)> = (0..EPISODES as u64)
-            .map(|n| (Cart::new(self.physics, base + n), ChaCha8Rng::seed_from_u64(base + n)))
-            .collect();
+        let mut episodes: Vec<_> =
+            (0..EPISODES as u64).map(|n| (self.begin(base + n), draws(base + n))).collect();
         let mut returns = Vec::with_capacity(EPISODES);
-        // In step: one product for all poles that still stand.
+        // In step: one product for all that still go on.
         while !episodes.is_empty() {
-            let rows: Vec<f32> = episodes.iter().flat_map(|(cart, _)| cart.features()).collect();
+            let rows: Vec<f32> =
+                episodes.iter().flat_map(|(running, _)| running.episode.features()).collect();
             let logits = self.stack.logits(parameters, &rows, episodes.len());
-            let mut logits = logits.chunks_exact(ACTIONS);
-            episodes.retain_mut(|(cart, rng)| {
-                let row = logits.next().map_or([0.0; 2], |row| [row[0], row[1]]);
-                let ended = cart.push(draw(row, rng)) != Outcome::Goes;
-                if ended {
-                    returns.push(cart.steps() as f64);
+            let mut logits = logits.chunks_exact(A);
+            episodes.retain_mut(|(running, rng)| {
+                let row = logits.next().map_or([0.0; A], row);
+                let goes = running.step(draw(row, rng), E::MOST_STEPS) == Outcome::Goes;
+                if !goes {
+                    returns.push(f64::from(E::REWARD) * running.steps as f64);
                 }
-                !ended
+                goes
             });
         }
         Ok(returns)
     }
+
+    fn begin(&self, seed: u64) -> Counted<E::Episode> {
+        Counted { episode: self.environment.begin(seed), steps: 0 }
+    }
+}
+
+/// The draws of actions in the episode of this seed.
+fn draws(seed: u64) -> ChaCha8Rng {
+    ChaCha8Rng::seed_from_u64(seed)
+}
+
+/// One row of a product.
+fn row<const A: usize>(values: &[f32]) -> [f32; A] {
+    std::array::from_fn(|i| values[i])
 }
 
 /// Probabilities of the actions.
-fn probabilities([left, right]: [f32; ACTIONS]) -> [f32; ACTIONS] {
-    let odds = (right - left).exp();
-    let right = if odds.is_infinite() { 1.0 } else { odds / (1.0 + odds) };
-    [1.0 - right, right]
+fn probabilities<const A: usize>(logits: [f32; A]) -> [f32; A] {
+    // Beyond this, the others have no probability that an f32 can tell from 0.
+    let odds = logits.map(|logit| (logit - logits[0]).min(80.0).exp());
+    let sum: f32 = odds.iter().sum();
+    let mut shares = odds.map(|odds| odds / sum);
+    shares[0] = (1.0 - shares[1..].iter().sum::<f32>()).max(0.0);
+    shares
 }
 
 /// An action.
-fn draw(logits: [f32; ACTIONS], rng: &mut impl Rng) -> usize {
-    usize::from(rng.gen::<f32>() < probabilities(logits)[1])
+fn draw<const A: usize>(logits: [f32; A], rng: &mut impl Rng) -> usize {
+    pick(&probabilities(logits), rng)
 }
 
-/// What policies see in `count` states all over the track, many of them near its
-/// middle and upright, where poles spend most of their time. `[count, OBSERVATIONS]`
-fn probes(seed: u64, count: usize) -> Vec<f32> {
+/// The number of a share, drawn by them; the last lies at the bottom.
+fn pick(shares: &[f32], rng: &mut impl Rng) -> usize {
+    let mut left: f32 = rng.gen();
+    for (action, share) in shares.iter().enumerate().skip(1).rev() {
+        if left < *share {
+            return action;
+        }
+        left -= share;
+    }
+    0
+}
+
+/// What policies see in `count` states all over the range of what they can meet, many
+/// of them near its middle. `[count, O]`
+fn probes<const O: usize>(seed: u64, count: usize) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     (0..count)
         .flat_map(|_| {
             let reach: f32 = rng.gen();
-            std::array::from_fn::<f32, OBSERVATIONS, _>(|_| reach * rng.gen_range(-1.0..1.0))
+            std::array::from_fn::<f32, O, _>(|_| reach * rng.gen_range(-1.0..1.0))
         })
         .collect()
 }
 
-impl Task for CartPole {
+impl<E: Environment<O, A>, const O: usize, const A: usize> Task for Control<E, O, A> {
     fn name(&self) -> &'static str {
-        NAME
+        E::NAME
     }
 
     fn summary(&self) -> String {
-        let physics = match self.physics {
-            Physics::Gym => "Gym's physics",
-            Physics::GymRs => "gym-rs's physics",
-        };
+        let widths = self.stack.widths().iter().map(usize::to_string).collect::<Vec<_>>();
         format!(
-            "cart-pole, {physics}, returns of at most {MOST_STEPS}, means of {EPISODES} episodes; \
-             policy {OBSERVATIONS}-32-32-{ACTIONS}, SELU, actions drawn"
+            "{}, means of {EPISODES} episodes; policy {}, SELU, actions drawn",
+            self.environment.summary(),
+            widths.join("-")
         )
     }
 
@@ -196,7 +271,7 @@ impl Task for CartPole {
     }
 
     fn good(&self) -> Option<f64> {
-        Some(GOOD)
+        Some(E::GOOD)
     }
 
     fn algorithms(&self) -> &'static [Algorithm] {
@@ -212,10 +287,7 @@ impl Task for CartPole {
     }
 
     fn unit(&self, config: &TrainingConfig) -> StepUnit {
-        StepUnit {
-            name: "environment steps",
-            per_step: config.batch_size * policy_gradient::HORIZON,
-        }
+        StepUnit { name: "environment steps", per_step: config.batch_size * E::TRAINING.horizon }
     }
 
     fn image(&self) -> Option<[usize; 3]> {
@@ -224,7 +296,7 @@ impl Task for CartPole {
 
     fn initial(&self, seed: u64) -> Result<Vec<f32>, TaskError> {
         let device = Cpu::seed_from_u64(seed);
-        let model: Model = device.try_build_module::<CartPolePolicy, f32>().map_err(dfdx_error)?;
+        let model = device.try_build_module::<E::Policy, f32>().map_err(dfdx_error)?;
         Ok(flatten(&model)?)
     }
 
@@ -233,12 +305,12 @@ impl Task for CartPole {
         Ok(vec![returns.iter().sum::<f64>() / returns.len() as f64])
     }
 
-    /// The likelier action in each of 1000 states.
+    /// The likeliest action in each of 1000 states.
     fn predictions(&self, parameters: &[f32], split: Split) -> Result<Vec<usize>, TaskError> {
         self.layout.check_length(parameters.len())?;
-        let rows = probes(EPISODE_SEEDS[split as usize], PROBES);
+        let rows = probes::<O>(EPISODE_SEEDS[split as usize], PROBES);
         let logits = self.stack.logits(parameters, &rows, PROBES);
-        Ok(logits.chunks_exact(ACTIONS).map(|row| usize::from(row[1] > row[0])).collect())
+        Ok(logits.chunks_exact(A).map(answer).collect())
     }
 
     fn divergence(
@@ -253,40 +325,38 @@ impl Task for CartPole {
             self.layout.check_length(vector.len())?;
         }
         let device = Cpu::default();
-        let input = device
-            .try_tensor_from_vec(probes(seed, queries), (queries, Const::<OBSERVATIONS>))
+        let input: Rows<O> = device
+            .try_tensor_from_vec(probes::<O>(seed, queries), (queries, Const))
             .map_err(dfdx_error)?;
-        let mut model: Model =
-            device.try_build_module::<CartPolePolicy, f32>().map_err(dfdx_error)?;
+        let mut model = device.try_build_module::<E::Policy, f32>().map_err(dfdx_error)?;
         divergence(&mut model, &input, predicted, target, gradient)
     }
 
     fn course(&self, parameters: &[f32]) -> Result<Option<Course>, TaskError> {
         self.layout.check_length(parameters.len())?;
         let seed = EPISODE_SEEDS[Split::Test as usize];
-        let mut cart = Cart::new(self.physics, seed);
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let seen = |cart: &Cart| [cart.state()[0], cart.state()[2]];
-        let mut course = Course(vec![seen(&cart)]);
+        let (mut running, mut rng) = (self.begin(seed), draws(seed));
+        let mut states = vec![running.episode.state()];
         loop {
-            let logits = self.stack.logits(parameters, &cart.features(), 1);
-            let outcome = cart.push(draw([logits[0], logits[1]], &mut rng));
-            course.0.push(seen(&cart));
+            let logits = self.stack.logits(parameters, &running.episode.features(), 1);
+            let outcome = running.step(draw::<A>(row(&logits), &mut rng), E::MOST_STEPS);
+            states.push(running.episode.state());
             if outcome != Outcome::Goes {
-                return Ok(Some(course));
+                return Ok(Some(E::course(states)));
             }
         }
     }
 
     fn recording(&self) -> RecordingConfig {
+        let PolicyGradient { environments, updates, learning_rate, .. } = E::TRAINING;
         RecordingConfig {
             training: TrainingConfig {
                 algorithm: Algorithm::Adam,
-                learning_rate: 5e-3,
+                learning_rate,
                 schedule: Schedule::Cosine,
                 weight_decay: 0.0,
-                batch_size: 48,
-                steps: 60,
+                batch_size: environments,
+                steps: updates,
             },
             runs: 1500,
             saves: 20,
@@ -318,12 +388,10 @@ impl Task for CartPole {
         }
         let device = Cpu::seed_from_u64(seed);
         device.try_enable_cache().map_err(dfdx_error)?;
-        let mut policy: Model =
-            device.try_build_module::<CartPolePolicy, f32>().map_err(dfdx_error)?;
+        let mut policy = device.try_build_module::<E::Policy, f32>().map_err(dfdx_error)?;
         unflatten(&mut policy, start)?;
-        let mut trainer =
-            Trainer::new(&device, &policy, &self.stack, (self.physics, seed), config)?;
-        let result = trainer.finish(&mut policy, at, &mut |step, policy: &Model| {
+        let mut trainer = Trainer::new(&device, &policy, self, seed, config)?;
+        let result = trainer.finish(&mut policy, at, &mut |step, policy: &E::Model| {
             let parameters = flatten(policy)?;
             Ok(observe(step, &parameters))
         });
@@ -335,10 +403,33 @@ impl Task for CartPole {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tasks::by_name;
+    use crate::tasks::control::cart_pole::CartPolePolicy;
+    use crate::tasks::{by_name, CartPole};
 
     fn task() -> CartPole {
         CartPole::new().unwrap()
+    }
+
+    fn states(task: &CartPole, policy: &[f32]) -> Vec<[f64; 2]> {
+        match task.course(policy).unwrap() {
+            Some(Course::CartPole(states)) => states,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn actions_are_drawn_with_their_probabilities() {
+        assert_eq!(probabilities([0.0, 1000.0]), [0.0, 1.0]);
+        assert_eq!(probabilities([1000.0, 0.0, 0.0]), [1.0, 0.0, 0.0]);
+        let shares = probabilities([0.5f32.ln(), 0.2f32.ln(), 0.3f32.ln()]);
+        let mut rng = draws(1);
+        let mut counts = [0.0f64; 3];
+        for _ in 0..20_000 {
+            counts[pick(&shares, &mut rng)] += 1.0 / 20_000.0;
+        }
+        for (count, expected) in counts.iter().zip([0.5, 0.2, 0.3]) {
+            assert!((count - expected).abs() < 0.02, "{counts:?}");
+        }
     }
 
     #[test]
@@ -352,8 +443,8 @@ mod tests {
     fn policies_answer_as_dfdx_does() {
         let task = task();
         let model = Cpu::seed_from_u64(4).build_module::<CartPolePolicy, f32>();
-        let rows = probes(9, 50);
-        let input = Cpu::default().tensor_from_vec(rows.clone(), (50, Const::<OBSERVATIONS>));
+        let rows = probes::<4>(9, 50);
+        let input = Cpu::default().tensor_from_vec(rows.clone(), (50, Const::<4>));
         let expected = model.forward(input).as_vec();
         let found = task.stack.logits(&flatten(&model).unwrap(), &rows, 50);
         for (found, expected) in found.iter().zip(expected) {
@@ -371,8 +462,8 @@ mod tests {
         assert_ne!(returns, task.returns(&policy, Split::Test).unwrap());
         assert!(returns.iter().all(|r| (8.0..200.0).contains(r)), "{returns:?}");
         assert!(task.returns(&policy[1..], Split::Test).is_err());
-        let course = task.course(&policy).unwrap().unwrap();
-        assert!(course.0.len() > 8 && course.0.len() < 200);
+        let steps = states(&task, &policy).len();
+        assert!(steps > 8 && steps < 200, "{steps}");
     }
 
     /// A policy that pushes against the fall, written by hand: it needs no training.
@@ -393,9 +484,7 @@ mod tests {
         parameters[output + 65] = -100.0 * scale * (10.0 + scale * 10.0);
         let returns = task.returns(&parameters, Split::Test).unwrap();
         assert_eq!(returns, vec![500.0; EPISODES]);
-        let course = task.course(&parameters).unwrap().unwrap();
-        assert_eq!(course.0.len(), 501);
-        assert_eq!(probabilities([0.0, 1000.0]), [0.0, 1.0]);
+        assert_eq!(states(&task, &parameters).len(), 501);
     }
 
     #[test]
@@ -452,7 +541,7 @@ mod tests {
         let config = TrainingConfig { batch_size: usize::MAX, ..task.recording().training };
         let train = task.train(&start, 0, &config, &[0], &mut |_, _| ControlFlow::Break(()));
         assert!(train.unwrap_err().to_string().contains("at most 16384 environments"));
-        assert!(by_name(NAME, Some(std::path::Path::new("/"))).is_err());
-        assert_eq!(by_name(NAME, None).unwrap().name(), "cartpole");
+        assert!(by_name("cartpole", Some(std::path::Path::new("/"))).is_err());
+        assert_eq!(by_name("cartpole", None).unwrap().name(), "cartpole");
     }
 }
