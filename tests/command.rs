@@ -264,10 +264,12 @@ fn the_whole_path_at_toy_scale() {
 
 #[cfg(not(feature = "gym"))]
 #[test]
-fn cart_pole_says_how_to_get_it() {
-    let error = fails(&["record", "cartpole", "--out", "x"], 1);
-    for part in ["--features gym", "cmake", "libsdl2-gfx-dev"] {
-        assert!(error.contains(part), "{error} lacks {part}");
+fn control_problems_say_how_to_get_them() {
+    for task in ["cartpole", "mountain-car"] {
+        let error = fails(&["record", task, "--out", "x"], 1);
+        for part in [task, "--features gym", "cmake", "libsdl2-gfx-dev"] {
+            assert!(error.contains(part), "{error} lacks {part}");
+        }
     }
     assert!(!Path::new("x").exists());
 }
@@ -275,27 +277,39 @@ fn cart_pole_says_how_to_get_it() {
 #[cfg(feature = "gym")]
 #[test]
 fn cart_pole_at_toy_scale() {
+    control_at_toy_scale("cartpole", ["4", "8"], "450");
+}
+
+#[cfg(feature = "gym")]
+#[test]
+fn mountain_car_at_toy_scale() {
+    control_at_toy_scale("mountain-car", ["16", "24"], "-110");
+}
+
+/// Records, trains, evaluates and compares, with so many updates and environments.
+#[cfg(feature = "gym")]
+fn control_at_toy_scale(task: &str, [updates, environments]: [&str; 2], good: &str) {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (store, weights, report) = (path("store"), path("weights"), path("report.html"));
     let record = [
         "record",
-        "cartpole",
+        task,
         "--out",
         &store,
         "--runs",
         "6",
         "--steps",
-        "4",
+        updates,
         "--batch-size",
-        "8",
+        environments,
         "--saves",
         "4",
     ];
     succeeds(&record);
     succeeds(&[
         "train",
-        "cartpole",
+        task,
         "--store",
         &store,
         "--out",
@@ -317,18 +331,19 @@ fn cart_pole_at_toy_scale() {
     assert_eq!(header["header"]["metric"]["kind"], "return");
     let shared =
         ["--weights", &weights, "--networks", "3", "--out", &report, "--best-of", "2", "--json"];
-    let mut eval = vec!["eval", "cartpole", "--prompts", "3"];
+    let mut eval = vec!["eval", task, "--prompts", "3"];
     eval.extend(shared);
     assert!(json(&eval)["prompt_alignment"].is_number());
     let film = path("film.svg");
-    let mut compare = vec!["compare", "cartpole", "--steps", "3", "--episode", &film];
+    let mut compare = vec!["compare", task, "--steps", "3", "--episode", &film];
     compare.extend(shared);
     let comparison = json(&compare);
     assert_eq!(comparison["networks"], 3);
+    let share = format!("/one_step/share_at_least_{good}");
     for key in [
         "/one_step/mean_return",
         "/one_step/standard_error",
-        "/one_step/share_at_least_450",
+        &share,
         "/recursive/mean_return",
         "/best_of_k/mean_return",
     ] {

@@ -1,5 +1,7 @@
 //! A learned optimizer beside SGD and Adam, on the same unseen networks.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::alignment::Request;
@@ -34,18 +36,13 @@ impl Default for ComparisonConfig {
     }
 }
 
-/// First step at which the mean test metric of a baseline is that of one update,
-/// `None` if it never is within the steps that were run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// First step at which the mean test metric of each baseline is that of one update.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct EquivalentSteps {
-    /// SGD at its default rate.
-    pub sgd_default: Option<usize>,
-    /// SGD at the best rate of the grid.
-    pub sgd_best: Option<usize>,
-    /// Adam at its default rate.
-    pub adam_default: Option<usize>,
-    /// Adam at the best rate of the grid.
-    pub adam_best: Option<usize>,
+    /// By the baseline's name: `sgd_best`, say. `None` if it never is within the steps
+    /// that were run.
+    #[serde(flatten)]
+    pub steps: BTreeMap<&'static str, Option<usize>>,
     /// Steps that were run.
     pub steps_run: usize,
 }
@@ -147,7 +144,6 @@ pub fn compare(
     monitor.stage(&format!("training with {trainers}"), trainings);
     let baselines = baselines(task, &networks, &goal, &config.baselines, monitor)?;
     let unit = baselines.first().map_or(StepUnit::default(), |b| task.unit(&b.config));
-    let steps = |id: &str| baselines.iter().find(|b| b.id == id)?.equivalent_steps;
     Ok(Comparison {
         task: task.name().to_owned(),
         optimizer: subject.name.to_owned(),
@@ -156,10 +152,7 @@ pub fn compare(
         metric,
         updates,
         equivalent_steps: EquivalentSteps {
-            sgd_default: steps("sgd_default"),
-            sgd_best: steps("sgd_best"),
-            adam_default: steps("adam_default"),
-            adam_best: steps("adam_best"),
+            steps: baselines.iter().map(|b| (b.id, b.equivalent_steps)).collect(),
             steps_run: config.baselines.steps,
         },
         unit,
@@ -267,7 +260,7 @@ mod tests {
         for key in ["sgd_best", "adam_best", "adam_default", "sgd_default"] {
             assert!(json["equivalent_steps"].get(key).is_some(), "{key}");
         }
-        let sgd = comparison.equivalent_steps.sgd_best.unwrap();
+        let sgd = comparison.equivalent_steps.steps["sgd_best"].unwrap();
         assert!((5..60).contains(&sgd), "{sgd}");
         assert!(comparison.updates.recursive.after.len() == 3);
         assert_eq!(comparison.update_positions(), [1.0, 2.0, 3.0]);

@@ -17,7 +17,7 @@ pub fn comparison_table(comparison: &Comparison) -> Table {
     let with_error = comparison.updates.random.iter().any(|(m, _)| m == error);
     let mut header = vec![
         "on unseen networks".to_owned(),
-        "steps".to_owned(),
+        counted(comparison).to_owned(),
         "wall-clock".to_owned(),
         metric.to_string(),
         test.to_string(),
@@ -149,9 +149,10 @@ pub fn comparison_page(
         section(
             "Learning rates tried",
             &format!(
-                "Chosen by {} over {} steps of {} networks.",
+                "Chosen by {} over {} {} of {} networks.",
                 comparison.metric,
                 comparison.config.baselines.grid_steps,
+                counted(comparison),
                 comparison.config.baselines.grid_networks.min(trained)
             ),
             &grid(comparison).to_html(),
@@ -183,6 +184,14 @@ pub fn comparison_page(
     Ok(page(&title, &provenance.task, &highlights, &body))
 }
 
+/// What a step of the optimizer is called: that of policies takes many environment steps.
+fn counted(comparison: &Comparison) -> &'static str {
+    match comparison.unit.per_step {
+        1 => "steps",
+        _ => "updates",
+    }
+}
+
 fn settings(comparison: &Comparison) -> Vec<(String, String)> {
     let config = &comparison.config;
     let baselines = &config.baselines;
@@ -194,7 +203,7 @@ fn settings(comparison: &Comparison) -> Vec<(String, String)> {
             format!("{} of {:.4}", comparison.metric, comparison.updates.one_step.prompt),
         ),
         ("batch size".to_owned(), baselines.batch_size.to_string()),
-        ("steps".to_owned(), baselines.steps.to_string()),
+        (counted(comparison).to_owned(), baselines.steps.to_string()),
         (
             format!("networks of {}", comparison.trainers),
             baselines.trained(comparison.networks).to_string(),
@@ -392,7 +401,9 @@ pub(super) fn recursion_figure(
 
 fn grid(comparison: &Comparison) -> Table {
     let last = format!("last {}", comparison.metric);
-    let mut table = Table::new(["optimizer", "rate", "steps to match", last.as_str(), "chosen"]);
+    let steps_to_match = format!("{} to match", counted(comparison));
+    let mut table =
+        Table::new(["optimizer", "rate", steps_to_match.as_str(), last.as_str(), "chosen"]);
     for baseline in &comparison.baselines {
         for point in &baseline.grid {
             table.row([

@@ -76,7 +76,7 @@ impl Environment<2, 3> for Valley {
     /// Where Gym counts it as solved.
     const GOOD: f64 = -110.0;
     const TRAINING: PolicyGradient = PolicyGradient {
-        environments: 64,
+        environments: 32,
         horizon: 64,
         updates: 60,
         learning_rate: 0.02,
@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn training_reaches_the_flag() {
         let task = MountainCar::new().unwrap();
-        let config = crate::tasks::TrainingConfig { steps: 15, ..task.recording().training };
+        let config = crate::tasks::TrainingConfig { steps: 20, ..task.recording().training };
         let mut end = Vec::new();
         task.train(&task.initial(5).unwrap(), 1, &config, &[15], &mut |_, parameters| {
             end = parameters.to_vec();
