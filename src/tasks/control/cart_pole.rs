@@ -107,7 +107,6 @@ impl Environment<4, 2> for Physics {
         parts: 2,
         discount: 0.98,
         trace: 0.9,
-        averaging: 0.9,
     };
 
     fn summary(&self) -> String {

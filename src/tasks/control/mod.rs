@@ -360,7 +360,7 @@ impl<E: Environment<O, A>, const O: usize, const A: usize> Task for Control<E, O
             },
             runs: 1500,
             saves: 20,
-            moments: Moments::Spaced(1.0),
+            moments: Moments::Spaced(1.3),
             seed: 0,
         }
     }
@@ -391,7 +391,10 @@ impl<E: Environment<O, A>, const O: usize, const A: usize> Task for Control<E, O
         let mut policy = device.try_build_module::<E::Policy, f32>().map_err(dfdx_error)?;
         unflatten(&mut policy, start)?;
         let mut trainer = Trainer::new(&device, &policy, self, seed, config)?;
-        let result = trainer.finish(&mut policy, at, observe);
+        let result = trainer.finish(&mut policy, at, &mut |step, policy: &E::Model| {
+            let parameters = flatten(policy)?;
+            Ok(observe(step, &parameters))
+        });
         device.try_disable_cache().map_err(dfdx_error)?;
         result
     }

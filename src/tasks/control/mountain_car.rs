@@ -84,7 +84,6 @@ impl Environment<2, 3> for Valley {
         parts: 2,
         discount: 0.99,
         trace: 0.98,
-        averaging: 0.9,
     };
 
     fn summary(&self) -> String {

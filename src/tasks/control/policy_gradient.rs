@@ -7,8 +7,6 @@
 //! Schulman et al. 2017, arXiv:1707.06347, algorithm 1 and equation 7; advantages
 //! as in Schulman et al. 2016, arXiv:1506.02438, equation 16.
 
-use std::ops::ControlFlow;
-
 use dfdx::optim::{Adam, Optimizer as _};
 use dfdx::prelude::*;
 use rand::seq::SliceRandom;
@@ -17,7 +15,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{pick, probabilities, row, Control, Counted, Environment, Episode, Outcome, Rows};
 use crate::network::flatten;
-use crate::tasks::training::{adam_config, dfdx_error};
+use crate::tasks::training::{adam_config, dfdx_error, Observe};
 use crate::tasks::{TaskError, TrainingConfig};
 
 /// How the policies of an environment are trained unless the user says otherwise.
@@ -47,9 +45,6 @@ pub struct PolicyGradient {
     pub discount: f32,
     /// Share of later surprises in an advantage, `λ`.
     pub trace: f32,
-    /// Policies are exponential averages of what the updates make: the share of the
-    /// average before in that after an update. Returns rise more evenly for it.
-    pub averaging: f32,
 }
 
 impl PolicyGradient {
@@ -122,19 +117,17 @@ impl<'a, E: Environment<O, A>, const O: usize, const A: usize> Trainer<'a, E, O,
         })
     }
 
-    /// Takes all updates; `observe` sees the averaged parameters before each of `at`.
+    /// Takes all updates; `observe` sees the policy before each of `at`.
     pub fn finish(
         &mut self,
         policy: &mut E::Model,
         at: &[usize],
-        observe: &mut dyn FnMut(usize, &[f32]) -> ControlFlow<()>,
+        observe: &mut Observe<'_, E::Model>,
     ) -> Result<(), TaskError> {
         let mut at = at.iter().copied().peekable();
-        let mut parameters: Vec<f32> = flatten(policy)?;
-        let mut average = parameters.clone();
         for step in 0..=self.config.steps {
             while at.next_if_eq(&step).is_some() {
-                if observe(step, &average).is_break() {
+                if observe(step, policy)?.is_break() {
                     return Ok(());
                 }
             }
@@ -144,12 +137,8 @@ impl<'a, E: Environment<O, A>, const O: usize, const A: usize> Trainer<'a, E, O,
             let rate = self.config.rate(step);
             self.policy_optimizer.cfg.lr = rate;
             self.critic_optimizer.cfg.lr = rate;
-            let steps = self.act(&parameters);
+            let steps = self.act(&flatten(policy)?);
             self.learn(policy, &steps)?;
-            parameters = flatten(policy)?;
-            for (average, now) in average.iter_mut().zip(&parameters) {
-                *average += (1.0 - E::TRAINING.averaging) * (now - *average);
-            }
         }
         Ok(())
     }
