@@ -18,6 +18,7 @@ lopt=target/release/lopt
 "$lopt" train cartpole --store "$folder/runs" --out weights/cartpole.safetensors \
     --log weights/cartpole.log --width 80 --blocks 4 --batch 32 --steps 6000
 rm -f weights/cartpole.safetensors.state
+"$lopt" calibrate cartpole --weights weights/cartpole.safetensors
 
 weights=(--weights weights/cartpole.safetensors)
 "$lopt" eval cartpole "${weights[@]}" --out "$folder/eval.html"

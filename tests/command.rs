@@ -262,6 +262,28 @@ fn the_whole_path_at_toy_scale() {
     assert!(succeeds(&again).contains("after 1 updates"));
 }
 
+#[test]
+fn weights_are_calibrated_as_they_are_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let even = folder.path().join("even.safetensors");
+    let (bundled, even) = ("weights/digits.safetensors", even.to_str().unwrap());
+    let mut calibrate = vec!["calibrate", "digits", "--weights", bundled, "--out", even];
+    calibrate.extend(["--networks", "8", "--prompts", "4"]);
+    let text = succeeds(&calibrate);
+    assert!(text.contains("asked for now") && text.contains(even), "{text}");
+    let header = json(&["inspect", even, "--json"]);
+    let knots = header["header"]["calibration"]["asked"].as_array().unwrap().len();
+    assert!((2..=4).contains(&knots), "{knots}");
+    // Not a digit of the parameters is lost, and none is added.
+    let size = |path: &str| std::fs::metadata(path).unwrap().len();
+    assert!(size(even).abs_diff(size(bundled)) < 2000);
+    let network = folder.path().join("network.safetensors");
+    let sample = ["sample", "digits", "--weights", even, "--out", network.to_str().unwrap()];
+    assert!(succeeds(&sample).contains("after 1 update"));
+    let error = fails(&["calibrate", "digits", "--weights", "nothing.safetensors"], 1);
+    assert!(error.contains("nothing.safetensors"), "{error}");
+}
+
 #[cfg(not(feature = "gym"))]
 #[test]
 fn control_problems_say_how_to_get_them() {

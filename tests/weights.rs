@@ -1,8 +1,8 @@
 //! Weights files: what is saved is loaded, and what is broken is refused.
 
 use lopt::gpt::{
-    ModelConfig, Normalizer, Precision, PromptRange, SamplerConfig, Tokenization, Transformer,
-    Weights, WeightsHeader,
+    Calibration, ModelConfig, Normalizer, Precision, PromptRange, SamplerConfig, Tokenization,
+    Transformer, Weights, WeightsHeader,
 };
 use lopt::layout::LayoutBuilder;
 use lopt::metric::Metric;
@@ -27,6 +27,7 @@ fn weights(tokenization: Tokenization) -> Weights {
         normalizer: Normalizer { scale: 4.0 },
         metric: Metric::VALIDATION_LOSS,
         prompt_range: PromptRange { best: 0.1, worst: 2.3 },
+        calibration: Calibration::fit(&[0.1, 2.3], &[0.5, 2.0]),
         sampler: SamplerConfig::default(),
         task: "test".into(),
         provenance: serde_json::json!({ "seed": 1 }),
@@ -82,6 +83,8 @@ fn a_header_that_lies_is_refused() {
         (r#"\"shape\":[4,3]"#, r#"\"shape\":[400000,300000]"#),
         (r#"\"units\":4"#, r#"\"units\":5"#),
         (r#"\"scale\":4.0"#, r#"\"scale\":-4.0"#),
+        (r#"\"wanted\":[0.5,2.0]"#, r#"\"wanted\":[2.0,0.5]"#),
+        (r#"\"wanted\":[0.5,2.0]"#, r#"\"wanted\":[0.5]"#),
         (r#"\"best\":0.1"#, r#"\"best\":9.0"#),
         (r#"\"format\":1"#, r#"\"format\":2"#),
     ] {

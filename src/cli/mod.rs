@@ -3,6 +3,7 @@
 //! Results go to standard output, everything else to standard error. Exit codes:
 //! 0 done, 1 failed, 2 wrong arguments, 130 interrupted.
 
+mod calibrate;
 mod compare;
 mod diversity;
 mod eval;
@@ -73,6 +74,7 @@ enum Command {
     Record(record::Arguments),
     Train(train::Arguments),
     Eval(eval::Arguments),
+    Calibrate(calibrate::Arguments),
     #[command(alias = "initializations")]
     Initialisations(initialisations::Arguments),
     Diversity(diversity::Arguments),
@@ -96,6 +98,7 @@ pub fn main() -> ExitCode {
         Command::Record(arguments) => record::run(&arguments, &terminal),
         Command::Train(arguments) => train::run(&arguments, &terminal),
         Command::Eval(arguments) => eval::run(&arguments, &terminal),
+        Command::Calibrate(arguments) => calibrate::run(&arguments, &terminal),
         Command::Initialisations(arguments) => initialisations::run(&arguments, &terminal),
         Command::Diversity(arguments) => diversity::run(&arguments, &terminal),
         Command::Walk(arguments) => walk::run(&arguments, &terminal),

@@ -10,6 +10,7 @@
 
 pub mod alignment;
 pub mod baselines;
+pub mod calibration;
 pub mod comparison;
 pub mod curves;
 pub mod diversity;
@@ -21,6 +22,7 @@ pub mod updates;
 pub mod walk;
 
 pub use baselines::{Baseline, BaselineConfig, GridPoint};
+pub use calibration::{calibrate, Calibrated, CalibrationConfig};
 pub use comparison::{compare, Comparison, ComparisonConfig};
 pub use curves::Curve;
 pub use diversity::{diversity, Diversity, DiversityConfig};
@@ -30,6 +32,7 @@ pub use scores::{Estimate, Networks, Scores, Share};
 pub use updates::{Subject, UpdateConfig};
 pub use walk::{walk, Walk, WalkConfig};
 
+use crate::metric::Metric;
 use crate::optimizer::UpdateError;
 use crate::tasks::{SeedError, TaskError};
 
@@ -63,6 +66,14 @@ pub enum EvalError {
         found: usize,
         /// Values expected.
         expected: usize,
+    },
+    /// All prompts lead to one value, which leaves nothing to calibrate.
+    #[error("all prompts lead to a {metric} of about {found:.4}, expected it to follow them")]
+    Flat {
+        /// The metric.
+        metric: Metric,
+        /// The value.
+        found: f64,
     },
     /// It was cancelled.
     #[error("the evaluation was cancelled")]

@@ -4,6 +4,7 @@
 //! Peebles et al. 2022, arXiv:2209.12892.
 
 mod behavior;
+mod calibration;
 pub mod config;
 pub mod diffusion;
 mod edges;
@@ -20,6 +21,7 @@ mod transformer;
 mod weights;
 
 pub use behavior::{Behavior, BehaviorError};
+pub use calibration::Calibration;
 pub use config::{Conditioning, ConfigError, ModelConfig, Prediction, Tokenization};
 pub use diffusion::NoiseSchedule;
 pub use executor::{Executor, Inputs, Penalty, Target};

@@ -630,7 +630,9 @@ impl Engine {
         normalizer.normalize(&mut start);
         // The difference is formed in f32 here, as in the reference; in training in f64.
         let narrow = |metrics: &[f64]| metrics.iter().map(|&v| v as f32).collect::<Vec<f32>>();
-        let (current, target) = (narrow(&batch.current), narrow(&batch.target));
+        let asked: Vec<f64> =
+            batch.target.iter().map(|&wanted| weights.header.asked_for(wanted)).collect();
+        let (current, target) = (narrow(&batch.current), narrow(&asked));
         let delta: Vec<f32> = target.iter().zip(&current).map(|(t, c)| t - c).collect();
         let mut timestep = vec![0.0; rows];
         let executor = &mut self.executor;
@@ -692,6 +694,7 @@ mod tests {
             normalizer: Normalizer { scale: 1.0 },
             metric,
             prompt_range: PromptRange { best, worst },
+            calibration: None,
             sampler: SamplerConfig { steps: 3, ..SamplerConfig::default() },
             task: "none".into(),
             provenance: serde_json::Value::Null,

@@ -466,6 +466,7 @@ impl Trainer {
                 normalizer: Normalizer { scale: self.statistics.scale() },
                 metric,
                 prompt_range: PromptRange { best, worst },
+                calibration: None,
                 sampler,
                 task: task.to_owned(),
                 provenance,

@@ -9,7 +9,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::file::{self, Contents, Entry, FileError, Precision};
-use super::{ConfigError, ModelConfig, Normalizer, ParameterSpec, SamplerConfig, Transformer};
+use super::{
+    Calibration, ConfigError, ModelConfig, Normalizer, ParameterSpec, SamplerConfig, Transformer,
+};
 use crate::layout::Layout;
 use crate::metric::{Direction, Metric};
 
@@ -32,6 +34,12 @@ pub enum WeightsError {
         #[from]
         source: ConfigError,
     },
+    /// The calibration in the file is not usable.
+    #[error(
+        "the calibration is not of as many prompts as values, at least two of each, finite and \
+         ascending: calibrate the weights again"
+    )]
+    Calibration,
     /// The prompt range in the file is not usable.
     #[error(
         "prompt range is {best} (best) to {worst} (worst), expected finite values in this order"
@@ -85,6 +93,9 @@ pub struct WeightsHeader {
     pub prompt_range: PromptRange,
     /// Sampler used unless the caller asks for another.
     pub sampler: SamplerConfig,
+    /// What is asked for to get what is wanted. `None`: what is wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
     /// Name of the task that the runs came from.
     pub task: String,
     /// How the weights were made, free-form.
@@ -92,7 +103,12 @@ pub struct WeightsHeader {
 }
 
 impl WeightsHeader {
-    /// Checks prompt range, sampler and normaliser. The configuration is checked
+    /// What the model is asked for where this value is wanted.
+    pub fn asked_for(&self, wanted: f64) -> f64 {
+        self.calibration.as_ref().map_or(wanted, |calibration| calibration.prompt(wanted))
+    }
+
+    /// Checks prompt range, calibration, sampler and normaliser. The configuration is checked
     /// by [`Weights::model`].
     ///
     /// # Errors
@@ -101,6 +117,9 @@ impl WeightsHeader {
         let range = self.prompt_range;
         if !range.is_valid(self.metric.kind.direction()) {
             return Err(WeightsError::PromptRange { best: range.best, worst: range.worst });
+        }
+        if self.calibration.as_ref().is_some_and(|calibration| !calibration.is_valid()) {
+            return Err(WeightsError::Calibration);
         }
         self.sampler.validate()?;
         self.normalizer.validate()?;
@@ -172,6 +191,18 @@ impl Weights {
             entries.push((entry, precision));
         }
         Ok(file::write(path.as_ref(), KIND, &self.header, &entries)?)
+    }
+
+    /// The narrowest precision that holds the parameters as they are.
+    pub fn precision(&self) -> Precision {
+        let fits = |narrow: fn(f32) -> f32| self.parameters.iter().all(|&p| narrow(p) == p);
+        if fits(|p| half::f16::from_f32(p).to_f32()) {
+            Precision::F16
+        } else if fits(|p| half::bf16::from_f32(p).to_f32()) {
+            Precision::Bf16
+        } else {
+            Precision::F32
+        }
     }
 
     /// The model that the parameters belong to.

@@ -5,8 +5,19 @@ use super::figure::{self, draw, Axis, Line, Sign, LEARNED, TEAL};
 use super::format::{score, seconds, value};
 use super::page::{facts, figure as framed, page, section, Highlight};
 use super::{Provenance, ReportError, Table};
-use crate::eval::{Evaluation, Scores};
+use crate::eval::{Calibrated, Evaluation, Scores};
 use crate::metric::{Metric, Split};
+
+/// What came of prompts, and what is asked for instead from now on.
+pub fn calibration_table(result: &Calibrated) -> Table {
+    let kind = result.metric.kind;
+    let mut table = Table::new(["wanted", "came out", "asked for now"]);
+    for (&prompt, &observed) in result.prompts.iter().zip(&result.observed) {
+        let now = result.calibration.prompt(prompt);
+        table.row([prompt, observed, now].map(|metric| value(kind, metric)));
+    }
+    table
+}
 
 /// Updates, wall-clock and metrics.
 pub fn evaluation_table(evaluation: &Evaluation) -> Table {

@@ -18,7 +18,7 @@ mod walk;
 
 pub use comparison::{comparison_figure, comparison_page, comparison_table, episode_figure};
 pub use diversity::{diversity_figure, diversity_page, diversity_table};
-pub use evaluation::{evaluation_page, evaluation_table, prompting_figure};
+pub use evaluation::{calibration_table, evaluation_page, evaluation_table, prompting_figure};
 pub use initialisations::{initialisations_figure, initialisations_page, initialisations_table};
 pub use page::{Provenance, ReportError};
 pub use table::Table;

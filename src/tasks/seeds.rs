@@ -52,6 +52,12 @@ impl Seeds {
         Self::new(1, seed)
     }
 
+    /// Seeds of networks that prompts are calibrated on: those of recordings with the last
+    /// user's seed.
+    pub fn calibration() -> Self {
+        Self { base: (Self::LIMIT - 1) << 32 }
+    }
+
     /// Seed of one run.
     ///
     /// # Errors
