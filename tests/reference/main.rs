@@ -33,7 +33,9 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // In turn, so that each line is printed whole.
     arguments.test_threads = Some(1);
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    // A test program that was copied to another machine is told where they lie.
+    let golden = std::env::var_os("LOPT_GOLDEN")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"), PathBuf::from);
     let mut trials = Vec::new();
     collect("golden", &golden, &mut trials);
     if let Some(folder) = std::env::var_os("LOPT_FIXTURES") {
