@@ -66,7 +66,7 @@ fi
 
 if [ -z "$data" ]; then
     scripts/fetch-data.sh mnist data-sets
-    data=data-sets/mnist
+    data="data-sets/mnist"
 fi
 for file in {train,t10k}-{images-idx3,labels-idx1}-ubyte; do
     if [ -e "$data/$file" ]; then
@@ -77,6 +77,7 @@ for file in {train,t10k}-{images-idx3,labels-idx1}-ubyte; do
 done
 cp -r tests/golden "$out/golden"
 if [ -n "$fixtures" ]; then cp -r "$fixtures" "$out/fixtures"; fi
+chmod -R u+w "$out"
 cp scripts/gpu/{run,speed,peer,programs,tables}.py scripts/gpu/README.md "$out/"
 
 # The newest version of glibc that any of the programs asks for.

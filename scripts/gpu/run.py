@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs what pack.sh made: checks lopt's GPU engine, measures it, trains the MNIST model on it.
 
-    python3 run.py [PART ...] [--device cuda] [--quick] [--work FOLDER] [--minutes N]
+    python3 run.py [PART ...] [--device cuda] [--quick] [--work FOLDER] [--minutes N] [--limit SECONDS]
 
 Needs Linux on x86-64, Python 3.9, an NVIDIA driver with CUDA's NVRTC and cuBLAS (a toolkit or
 PyTorch's wheels), and PyTorch for the parts `speed-...`. No Rust and no network.
@@ -34,8 +34,8 @@ from pathlib import Path
 import programs
 
 HERE = Path(__file__).resolve().parent
-# Seconds that a part may take, and what is kept of them for its end.
-LIMIT, RESERVE = 480, 20
+# Seconds of a part that are kept for its end.
+RESERVE = 20
 # The model of the paper with lopt's own tokens. LOPT_TRAIN replaces all of it.
 TRAIN = (
     "--width 1536 --blocks 12 --heads 16 --batch 1024 --learning-rate 4e-4 --from-start 0.5 "
@@ -76,7 +76,7 @@ class Part:
         self.libraries = {"LD_LIBRARY_PATH": ":".join(f for f in folders if f)}
 
     def left(self):
-        return LIMIT - RESERVE - (time.monotonic() - self.begin)
+        return self.chosen.limit - RESERVE - (time.monotonic() - self.begin)
 
     def log(self, text):
         with open(self.out / "log.txt", "a") as file:
@@ -87,7 +87,7 @@ class Part:
         path = HERE / "bin" / program
         command = [path if path.exists() else program, *arguments]
         shown = " ".join(str(part) for part in [program, *arguments])
-        limit = min(seconds or LIMIT, self.left())
+        limit = min(seconds or self.left(), self.left())
         if limit <= 1:
             raise Failure(f"no time is left for: {shown}")
         begin = time.monotonic()
@@ -178,14 +178,15 @@ def record(part):
 
 
 def train_options(part):
-    options = os.environ.get("LOPT_TRAIN", TRAIN).split()
     if part.quick:
-        options = "--width 32 --blocks 2 --heads 2 --batch 16 --behavior 0 --held-out 4".split()
-    return ["mnist", "--store", part.work / "mnist", *options, *part.on_device()]
+        return "--width 32 --blocks 2 --heads 2 --batch 16 --behavior 0 --held-out 4".split()
+    return os.environ.get("LOPT_TRAIN", TRAIN).split()
 
 
 def train(part):
     weights, plan = part.work / "mnist.safetensors", part.work / "train.json"
+    options = [*train_options(part), *part.on_device()]
+    fixed = ["train", "mnist", "--store", part.work / "mnist"]
     if plan.exists():
         known = json.loads(plan.read_text())
         if "report" in known:
@@ -195,21 +196,22 @@ def train(part):
         # How many steps fit into the minutes: they have to be known from the first on, for the
         # learning rate ends with them.
         probe = part.work / "probe.safetensors"
-        found = part.lopt("train", *train_options(part), "--out", probe, "--steps", PROBE, "--restart")
+        sizes = ["--out", probe, "--steps", PROBE, "--restart"]
+        found = part.lopt(*fixed, *options, *sizes)
         for file in part.work.glob("probe.safetensors*"):
             file.unlink()
         step = found["seconds"] / PROBE
         known = {"probe_step_seconds": step, "steps": max(1, int(60 * part.chosen.minutes / step))}
         known |= {"minutes": part.chosen.minutes, "seconds": 0.0, "calls": 0}
     begin = time.monotonic()
-    options = [*train_options(part), "--out", weights, "--steps", known["steps"]]
+    sizes = ["--out", weights, "--steps", known["steps"]]
     try:
         seconds = part.left() - programs.GRACE
-        known["report"] = part.lopt("train", *options, seconds=seconds, stop=signal.SIGINT)
+        known["report"] = part.lopt(*fixed, *options, *sizes, seconds=seconds, stop=signal.SIGINT)
     finally:
         known["seconds"] += time.monotonic() - begin
         known["calls"] += 1
-        known["options"] = [str(option) for option in options]
+        known["options"] = options
         plan.write_text(json.dumps(known))
         part.figures.update(known)
 
@@ -256,6 +258,7 @@ def arguments():
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu; default: cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that all runs")
     parser.add_argument("--work", type=Path, default=Path("work"), help="default: work")
+    parser.add_argument("--limit", type=float, default=480, help="of a part; default: 480")
     parser.add_argument("--minutes", type=float, help="training time in all; default: 12")
     chosen = parser.parse_args()
     for name in chosen.parts:
