@@ -48,7 +48,8 @@ __attribute__((visibility("hidden"), used)) void *lopt_@ID@_resolve(size_t i) {
     static int tried;
     if (!__atomic_load_n(&tried, __ATOMIC_ACQUIRE)) {
         void *opened = 0;
-        for (int k = 0; libraries[k] && !opened; k++) opened = dlopen(libraries[k], RTLD_NOW | RTLD_GLOBAL);
+        for (int k = 0; libraries[k] && !opened; k++)
+            opened = dlopen(libraries[k], RTLD_NOW | RTLD_GLOBAL);
         if (!opened && getenv("LOPT_CUDA_VERBOSE")) fprintf(stderr, "%s\n", dlerror());
         __atomic_store_n(&library, opened, __ATOMIC_RELEASE);
         __atomic_store_n(&tried, 1, __ATOMIC_RELEASE);
@@ -66,11 +67,14 @@ __asm__(".text\n"
 "  pushq %rdi; pushq %rsi; pushq %rdx; pushq %rcx; pushq %r8; pushq %r9; pushq %rax; pushq %rbp\n"
 "  movq %rsp, %rbp\n  movq 64(%rbp), %rdi\n  subq $128, %rsp\n  andq $-16, %rsp\n"
 "  movups %xmm0, 0(%rsp); movups %xmm1, 16(%rsp); movups %xmm2, 32(%rsp); movups %xmm3, 48(%rsp)\n"
-"  movups %xmm4, 64(%rsp); movups %xmm5, 80(%rsp); movups %xmm6, 96(%rsp); movups %xmm7, 112(%rsp)\n"
+"  movups %xmm4, 64(%rsp); movups %xmm5, 80(%rsp)\n"
+"  movups %xmm6, 96(%rsp); movups %xmm7, 112(%rsp)\n"
 "  call lopt_@ID@_resolve\n  movq %rax, %r11\n"
 "  movups 0(%rsp), %xmm0; movups 16(%rsp), %xmm1; movups 32(%rsp), %xmm2; movups 48(%rsp), %xmm3\n"
-"  movups 64(%rsp), %xmm4; movups 80(%rsp), %xmm5; movups 96(%rsp), %xmm6; movups 112(%rsp), %xmm7\n"
-"  movq %rbp, %rsp\n  popq %rbp; popq %rax; popq %r9; popq %r8; popq %rcx; popq %rdx; popq %rsi; popq %rdi\n"
+"  movups 64(%rsp), %xmm4; movups 80(%rsp), %xmm5\n"
+"  movups 96(%rsp), %xmm6; movups 112(%rsp), %xmm7\n"
+"  movq %rbp, %rsp\n"
+"  popq %rbp; popq %rax; popq %r9; popq %r8; popq %rcx; popq %rdx; popq %rsi; popq %rdi\n"
 "  addq $8, %rsp\n  jmp *%r11\n");
 """
 

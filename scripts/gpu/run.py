@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Runs what pack.sh made: checks lopt's GPU engine, measures it, trains the MNIST model on it.
 
-    python3 run.py [PART ...] [--device cuda] [--quick] [--work FOLDER] [--minutes N] [--limit SECONDS]
+    python3 run.py [PART ...] [--device cuda] [--quick] [--work FOLDER] [--minutes N]
+                   [--limit SECONDS]
 
 Needs Linux on x86-64, Python 3.9, an NVIDIA driver with CUDA's NVRTC and cuBLAS (a toolkit or
 PyTorch's wheels), and PyTorch for the parts `speed-...`. No Rust and no network.
@@ -45,7 +46,7 @@ TRAIN = (
 RUNS = 40_000
 # Steps that are taken to see how long one lasts.
 PROBE = 60
-LIBRARIES = ["libcuda.so.1", "libnvrtc.so.13", "libnvrtc.so.12", "libcublasLt.so.13", "libcublasLt.so.12"]
+LIBRARIES = ["libcuda.so.1", "libnvrtc.so.13", "libcublasLt.so.13"]
 
 
 class Failure(Exception):
@@ -61,7 +62,9 @@ def library_folders():
     patterns = ["/usr/local/cuda/lib64", "/usr/local/cuda-*/lib64", "/usr/local/nvidia/lib64"]
     patterns += ["/usr/local/nvidia/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib64"]
     patterns += [f"{home}/lib64" for home in [os.environ.get("CUDA_HOME")] if home]
-    packages = {Path(path) for path in sys.path if path.endswith(("site-packages", "dist-packages"))}
+    packages = {
+        Path(path) for path in sys.path if path.endswith(("site-packages", "dist-packages"))
+    }
     patterns += [f"{folder}/nvidia/*/lib" for folder in sorted(packages)]
     found = [folder for pattern in patterns for folder in sorted(glob.glob(pattern))]
     return [f for f in found if any((Path(f) / library).exists() for library in LIBRARIES)]
