@@ -46,7 +46,7 @@ TRAIN = (
 RUNS = 40_000
 # Steps that are taken to see how long one lasts.
 PROBE = 60
-LIBRARIES = ["libcuda.so.1", "libnvrtc.so.13", "libcublasLt.so.13"]
+LIBRARIES = ["libcuda.so.1", "libnvrtc.so*", "libcublasLt.so*"]
 
 
 class Failure(Exception):
@@ -67,7 +67,7 @@ def library_folders():
     }
     patterns += [f"{folder}/nvidia/*/lib" for folder in sorted(packages)]
     found = [folder for pattern in patterns for folder in sorted(glob.glob(pattern))]
-    return [f for f in found if any((Path(f) / library).exists() for library in LIBRARIES)]
+    return [f for f in found if any(glob.glob(f"{f}/{library}") for library in LIBRARIES)]
 
 
 class Part:
