@@ -100,21 +100,6 @@ extern "C" __global__ void widen(float* to, const bf16* from, i64 count) {
     if (i < count) to[i] = load(from, i);
 }
 
-// matrix[r, c] += row[c]: a bias where the product could not add it.
-template <class Y>
-__device__ inline void add_row(Y* matrix, const float* row, int width) {
-    int c = COLUMN;
-    if (c < width) store(matrix, ROW * width + c, load(matrix, ROW * width + c) + row[c]);
-}
-
-extern "C" __global__ void add_row_f(float* matrix, const float* row, int width) {
-    add_row(matrix, row, width);
-}
-
-extern "C" __global__ void add_row_h(bf16* matrix, const float* row, int width) {
-    add_row(matrix, row, width);
-}
-
 // x[t N + n, c] += embedding[position[t], c].
 extern "C" __global__ void add_positions(
     float* x, const float* embedding, const u32* positions, int samples, int width
