@@ -19,7 +19,7 @@ use crate::engine::{DeviceError, EngineError, Math};
 
 pub(crate) use check::checks;
 pub(super) use sampling::Conditions;
-pub(super) use training::{DeviceTraining, Numbers};
+pub(super) use training::{DeviceTraining, Figures, Numbers};
 
 /// A transformer on a device, with all memory allocated in advance.
 pub(crate) struct DeviceModel<B: Backend> {

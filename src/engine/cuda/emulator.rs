@@ -58,7 +58,7 @@ fn build() -> Option<libloading::Library> {
 
 /// Work that was recorded.
 #[derive(Clone, Debug)]
-enum Work {
+pub(crate) enum Work {
     Zero(Address, usize),
     Launch(&'static str, [usize; 2], usize, Vec<Argument>),
 }
@@ -223,7 +223,7 @@ impl Backend for Emulator {
         let at = self.allocate(parts.iter().map(|part| staged_len(part.len())).sum())?;
         self.places[place] = at;
         let mut start = at;
-        for part in parts {
+        for part in parts.iter().filter(|part| !part.is_empty()) {
             self.bytes(start, part.len()).copy_from_slice(part);
             start += staged_len(part.len()) as u64;
         }
