@@ -5,6 +5,8 @@
 
 mod behavior;
 pub mod config;
+#[cfg(feature = "cuda")]
+mod device;
 pub mod diffusion;
 mod edges;
 pub mod embedding;
@@ -20,6 +22,9 @@ mod transformer;
 mod weights;
 
 pub use behavior::{Behavior, BehaviorError};
+#[cfg(feature = "cuda")]
+pub(crate) use device::checks as device_checks;
+
 pub use config::{Conditioning, ConfigError, ModelConfig, Prediction, Tokenization};
 pub use diffusion::NoiseSchedule;
 pub use executor::{Executor, Inputs, Penalty, Target};
