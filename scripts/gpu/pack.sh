@@ -29,7 +29,7 @@ export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}
 rm -rf "${out:?}"/*
 mkdir -p "$out/bin" "$out/data/mnist"
 
-features=cli
+features="cli,cuda"
 # What cargo says of a program, on standard input: the path of the one with this name.
 built() {
     python3 -c 'import json, sys

@@ -116,11 +116,16 @@ class Part:
 def self_test(part):
     problems = []
     if part.device != "cpu":
-        done = part.call("gpu_speed", "self-test", part.device)
-        if done.output.strip():
-            part.figures["kernels"] = json.loads(done.output.splitlines()[-1])
+        part.figures["devices"] = part.lopt("devices")["devices"]
+        # `cuda` is the first one.
+        index = (part.device.split(":") + ["0"])[1]
+        done = part.call("gpu_speed", "self-test", index)
         if done.status != 0:
             problems.append(f"kernels: {done.reason()}")
+        else:
+            found = part.figures["kernels"] = json.loads(done.output.splitlines()[-1])
+            if found["failed"] or not found["checks"]:
+                problems.append(f"kernels: {found['failed']} of {len(found['checks'])} are off")
     golden = {"LOPT_GOLDEN": str(HERE / "golden"), "LOPT_DEVICE": part.device}
     if (HERE / "fixtures").exists():
         golden["LOPT_FIXTURES"] = str(HERE / "fixtures")

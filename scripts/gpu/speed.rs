@@ -1,7 +1,8 @@
-//! How long lopt takes for a training step and for an update; `scripts/gpu/speed.py` sets it
-//! beside PyTorch.
+//! Checks the GPU engine, and measures how long lopt takes for a training step and for an update;
+//! `scripts/gpu/speed.py` sets that beside PyTorch.
 //!
 //! ```text
+//! gpu_speed self-test INDEX
 //! gpu_speed describe CONFIGURATION
 //! gpu_speed measure CONFIGURATION WHAT BATCH DEVICE SECONDS
 //! ```
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lopt::checkpoints::{Dataset, DatasetConfig, Metadata, RunInfo, Store};
+use lopt::engine::Device;
 use lopt::gpt::{
     GptConfig, ModelConfig, Normalizer, PromptRange, SamplerConfig, SamplerKind, Tokenization,
     Trainer, TrainerConfig, Transformer, Weights, WeightsHeader,
@@ -39,13 +41,14 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match arguments[..] {
+        ["self-test", index] => index.parse().map_err(Into::into).and_then(self_test),
         ["describe", name] => describe(name),
         ["measure", name, what, batch, device, seconds] => batch
             .parse()
             .map_err(Into::into)
             .and_then(|batch| Ok((batch, seconds.parse()?)))
             .and_then(|(batch, seconds)| measure(name, what, batch, device, seconds)),
-        _ => Err("expected `describe CONFIGURATION` or \
+        _ => Err("expected `self-test INDEX`, `describe CONFIGURATION` or \
                   `measure CONFIGURATION WHAT BATCH DEVICE SECONDS`"
             .into()),
     };
@@ -59,6 +62,23 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Every kernel and whole models on a GPU against the CPU engine.
+#[cfg(feature = "cuda")]
+fn self_test(index: usize) -> Result<Value> {
+    let checks = lopt::engine::cuda::self_test(index)?;
+    let failed = checks.iter().filter(|check| !check.passes()).count();
+    let list = checks.iter().map(|check| {
+        let (error, tolerance) = (check.error, check.tolerance);
+        json!({ "name": check.name, "error": error, "tolerance": tolerance, "passes": check.passes() })
+    });
+    Ok(json!({ "checks": list.collect::<Vec<_>>(), "failed": failed }))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn self_test(_: usize) -> Result<Value> {
+    Err(lopt::engine::DeviceError::NotBuilt.into())
 }
 
 /// Shape of a model, and the layout that it is for.
@@ -165,25 +185,25 @@ fn sampler(what: &str) -> Result<SamplerConfig> {
 }
 
 fn measure(name: &str, what: &str, batch: usize, device: &str, seconds: f64) -> Result<Value> {
-    if device != "cpu" {
-        return Err(format!("no device is called `{device}`, expected cpu").into());
-    }
+    let device: Device = device.parse()?;
     let (config, layout) = configuration(name)?;
     let begin = Instant::now();
+    let threads = std::thread::available_parallelism()?.get();
     let timing = if what == "train_step" {
         let training = TrainerConfig { batch, ..TrainerConfig::default() };
-        let mut trainer = Trainer::new(Arc::new(dataset(&layout)?), config, training, 0)?;
+        let data = Arc::new(dataset(&layout)?);
+        let mut trainer = Trainer::on(device, data, config, training, threads)?;
         time(seconds, || Ok(trainer.step().map(drop)?))?
     } else {
-        let settings =
-            GptConfig { sampler: Some(sampler(what)?), threads: 0, ..GptConfig::default() };
+        let sampler = Some(sampler(what)?);
+        let settings = GptConfig { sampler, threads, device, ..GptConfig::default() };
         let mut gpt = Gpt::new(weights(config, &layout)?, settings)?;
         let start = vec![0.1; batch * layout.num_parameters()];
         let (current, target) = (vec![2.3; batch], vec![0.5; batch]);
         time(seconds, || Ok(gpt.sample(&start, &current, &target).map(drop)?))?
     };
     Ok(json!({
-        "config": name, "what": what, "batch": batch, "device": device,
+        "config": name, "what": what, "batch": batch, "device": device.to_string(),
         "ms": timing.median_ms, "stretches_ms": timing.stretches_ms,
         "first_ms": timing.first_ms, "all_seconds": begin.elapsed().as_secs_f64(),
     }))

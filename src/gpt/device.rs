@@ -4,6 +4,7 @@
 //! sample to sample is copied there.
 
 mod check;
+mod executor;
 mod sampling;
 mod training;
 
@@ -18,6 +19,7 @@ use crate::engine::cuda::{arguments, staged_len, Address, Backend, Cuda, Lengths
 use crate::engine::{DeviceError, EngineError, Math};
 
 pub(crate) use check::checks;
+pub use executor::DeviceExecutor;
 pub(super) use sampling::Conditions;
 pub(super) use training::{DeviceTraining, Figures, Numbers};
 

@@ -24,6 +24,8 @@ mod weights;
 pub use behavior::{Behavior, BehaviorError};
 #[cfg(feature = "cuda")]
 pub(crate) use device::checks as device_checks;
+#[cfg(feature = "cuda")]
+pub use device::DeviceExecutor;
 
 pub use config::{Conditioning, ConfigError, ModelConfig, Prediction, Tokenization};
 pub use diffusion::NoiseSchedule;

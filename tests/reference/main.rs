@@ -5,10 +5,15 @@
 //! by what their JSON says, never by file name, in `tests/golden` and, where it
 //! is set, in the folder that `LOPT_FIXTURES` names.
 //!
+//! With the feature `cuda`, `LOPT_DEVICE=cuda` runs the passes of `f32` on a GPU: outputs, losses
+//! and gradients. The rest stays on the CPU.
+//!
 //! Each line shows the check that came nearest to its tolerance.
 
 mod augment;
 mod case;
+#[cfg(feature = "cuda")]
+mod device;
 mod diffusion;
 mod metrics;
 mod model;
