@@ -117,9 +117,7 @@ def self_test(part):
     problems = []
     if part.device != "cpu":
         part.figures["devices"] = part.lopt("devices")["devices"]
-        # `cuda` is the first one.
-        index = (part.device.split(":") + ["0"])[1]
-        done = part.call("gpu_speed", "self-test", index)
+        done = part.call("gpu_speed", "self-test", "0")
         if done.status != 0:
             problems.append(f"kernels: {done.reason()}")
         else:
@@ -263,7 +261,7 @@ def arguments():
         formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help="default: all")
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu; default: cuda")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="default: cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that all runs")
     parser.add_argument("--work", type=Path, default=Path("work"), help="default: work")
     parser.add_argument("--limit", type=float, default=480, help="of a part; default: 480")
