@@ -86,7 +86,8 @@ class Work:
         torch.backends.cudnn.allow_tf32 = precision != "f32"
         self.device, self.size, self.batch = torch.device(device), about["parameters"], batch
         self.autocast = precision == "bf16"
-        self.model = Transformer(about).to(self.device)
+        with self.device:
+            self.model = Transformer(about)
         count = sum(p.numel() for p in self.model.parameters())
         if count != about["model_parameters"]:
             sys.exit(f"error: {count} parameters, lopt's model has {about['model_parameters']}")
@@ -143,6 +144,11 @@ class Work:
 
     def prepare_updates(self, rule, steps):
         self.rule = rule
+        if self.autocast:
+            # What autocast would do to the weights at every step.
+            for module in self.model.modules():
+                if isinstance(module, nn.Linear):
+                    module.to(torch.bfloat16)
         taken = torch.linspace(0, 999, steps, dtype=torch.float64).round().long().tolist()
         before = [-1] + taken[:-1]
         # Plain numbers, so that a step reads nothing back from the device.

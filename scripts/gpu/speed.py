@@ -3,8 +3,8 @@
     python3 speed.py GPU_SPEED CONFIGURATION DEVICE LIMIT OUT.json
 
 GPU_SPEED is the program of that name, CONFIGURATION one that it knows, LIMIT the seconds that all
-of it may take. OUT.json is written again after every figure, the most important ones first, so
-that what was measured stays where the time runs out.
+of it may take. OUT.json is written again after every figure, the most important ones first. What
+was measured stays where the time runs out, and is not measured again if OUT.json is there already.
 
 Operations are counted alike for both: those that are needed. After the last block only output
 tokens are, which lopt makes use of and PyTorch, written plainly, does not. Memory is what
@@ -86,6 +86,10 @@ def operations(about, what, batch):
     return batch * int(what.rsplit("_", 1)[1]) * 2 * (encoders + rest)
 
 
+def job(row):
+    return tuple(row[key] for key in ("engine", "what", "batch", "how"))
+
+
 def call(command, seconds):
     """What a program prints, as JSON; or an error, in words."""
     # Libraries of the system that lopt was shown are not for PyTorch, which has its own.
@@ -106,6 +110,8 @@ def main(program, config, device, limit, out):
     about = {**about, "tokens": len(about["inputs"])}
     report = {"about": {**about, "frequencies": len(about["frequencies"])}, "device": device}
     report["rows"] = rows = []
+    earlier = json.loads(out.read_text())["rows"] if out.exists() else []
+    known = {job(row): row for row in earlier if "ms" in row}
     memory = Memory(device)
 
     def write():
@@ -119,6 +125,9 @@ def main(program, config, device, limit, out):
         write()
         for what, batch, engine, how in QUICK if quick else CARD:
             row = {"engine": engine, "what": what, "batch": batch, "how": how}
+            if job(row) in known:
+                rows.append(known[job(row)])
+                continue
             left = end - time.monotonic()
             if left < 5:
                 found = {"error": f"no time was left of {limit:.0f} s"}
@@ -140,6 +149,7 @@ def main(program, config, device, limit, out):
             shown = found.get("error") or f"{found['ms']:.3f} ms"
             print(f"{config} {what} batch {batch}: {engine} {how}: {shown}", flush=True)
             write()
+    write()
     if not any(row["engine"] == "lopt" and "ms" in row for row in rows):
         sys.exit("error: lopt could not be measured")
 
