@@ -609,7 +609,7 @@ fn batches<'a>(
 
 /// What samples are made with.
 enum Engine {
-    Cpu(OnCpu),
+    Cpu(Box<OnCpu>),
     #[cfg(feature = "cuda")]
     Device(Box<super::device::DeviceModel<engine::cuda::Gpu>>),
 }
@@ -633,7 +633,7 @@ impl Engine {
             engine::Device::Cpu => {
                 let threads = config.threads;
                 let executor = Executor::for_inference(model.clone(), 1, threads)?;
-                Ok(Self::Cpu(OnCpu { model, threads, executor, capacity: 1 }))
+                Ok(Self::Cpu(OnCpu { model, threads, executor, capacity: 1 }.into()))
             }
             #[cfg(feature = "cuda")]
             engine::Device::Cuda { index, math } => {

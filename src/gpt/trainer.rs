@@ -208,7 +208,7 @@ enum Runner {
         gradient: Vec<f32>,
     },
     #[cfg(feature = "cuda")]
-    Device(device::OnDevice),
+    Device(Box<device::OnDevice>),
 }
 
 /// Buffers of one batch.
@@ -312,7 +312,7 @@ impl Trainer {
             Device::Cuda { index, math } => {
                 let gpu = crate::engine::cuda::Gpu::open(index).map_err(EngineError::from)?;
                 let on = device::OnDevice::new(gpu, model.clone(), math, config.batch, threads)?;
-                Ok(Runner::Device(on))
+                Ok(Runner::Device(on.into()))
             }
             #[cfg(not(feature = "cuda"))]
             Device::Cuda { .. } => Err(EngineError::from(crate::engine::DeviceError::NotBuilt)),

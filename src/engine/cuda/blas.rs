@@ -58,25 +58,33 @@ fn alignment(at: Address) -> u32 {
     1 << at.trailing_zeros().min(8)
 }
 
-/// How a product is computed.
-struct Plan {
-    description: sys::cublasLtMatmulDesc_t,
-    left: sys::cublasLtMatrixLayout_t,
-    right: sys::cublasLtMatrixLayout_t,
-    out: sys::cublasLtMatrixLayout_t,
-    algorithm: sys::cublasLtMatmulAlgo_t,
+/// A product as cuBLASLt describes it.
+struct Description {
+    product: sys::cublasLtMatmulDesc_t,
+    /// Of `bᵀ`, `aᵀ` and `outᵀ`; null until they are there.
+    layouts: [sys::cublasLtMatrixLayout_t; 3],
+    preference: sys::cublasLtMatmulPreference_t,
 }
 
-impl Drop for Plan {
+impl Drop for Description {
     fn drop(&mut self) {
-        // SAFETY: all were created by cuBLASLt and are destroyed once.
+        // SAFETY: what is not null was created by cuBLASLt, and is destroyed once.
         unsafe {
-            for layout in [self.left, self.right, self.out] {
+            for layout in self.layouts.into_iter().filter(|layout| !layout.is_null()) {
                 let _ = result::destroy_matrix_layout(layout);
             }
-            let _ = result::destroy_matmul_desc(self.description);
+            if !self.preference.is_null() {
+                let _ = result::destroy_matmul_pref(self.preference);
+            }
+            let _ = result::destroy_matmul_desc(self.product);
         }
     }
+}
+
+/// How a product is computed.
+struct Plan {
+    description: Description,
+    algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
 /// cuBLASLt, and how it computes what it was asked before.
@@ -118,28 +126,29 @@ impl Blas {
         }
         let Some(Some(plan)) = self.plans.get(&key) else { return Ok(false) };
         if let Some(bias) = product.bias {
-            set(plan.description, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias)
+            set(plan.description.product, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias)
                 .map_err(failed("cublasLtMatmulDescSetAttribute"))?;
         }
         let (one, add) = (1f32, f32::from(u8::from(product.add.is_some())));
         let pointer = |at: Address| at as *const c_void;
+        let [left, right, out] = plan.description.layouts;
         // SAFETY: layouts and algorithm are those that were made for these sizes, types and
         // alignments; the engine keeps matrices of these sizes at these addresses; the factors of
         // the sum are read before the call returns.
         let status = unsafe {
             result::matmul(
                 self.handle,
-                plan.description,
+                plan.description.product,
                 (&raw const one).cast(),
                 (&raw const add).cast(),
                 pointer(product.b.at),
-                plan.left,
+                left,
                 pointer(product.a.at),
-                plan.right,
+                right,
                 pointer(product.add.unwrap_or(product.out)),
-                plan.out,
+                out,
                 product.out as *mut c_void,
-                plan.out,
+                out,
                 &plan.algorithm,
                 self.workspace as *mut c_void,
                 WORKSPACE,
@@ -185,6 +194,17 @@ fn layout(
 }
 
 fn plan(handle: sys::cublasLtHandle_t, key: &Key) -> Result<Plan, CublasError> {
+    let description = describe(key)?;
+    let (Description { product, preference, .. }, [left, right, out]) =
+        (&description, description.layouts);
+    // SAFETY: the handle and all of the description live.
+    let found = unsafe {
+        result::get_matmul_algo_heuristic(handle, *product, left, right, out, out, *preference)
+    };
+    Ok(Plan { algorithm: found?.algo, description })
+}
+
+fn describe(key: &Key) -> Result<Description, CublasError> {
     let kind = |narrow| if narrow { Type::CUDA_R_16BF } else { Type::CUDA_R_32F };
     let compute = match key.tf32 && !key.narrow {
         true => Compute::CUBLAS_COMPUTE_32F_FAST_TF32,
@@ -192,29 +212,30 @@ fn plan(handle: sys::cublasLtHandle_t, key: &Key) -> Result<Plan, CublasError> {
     };
     let [m, n, k] = key.sizes;
     let [a_transposed, b_transposed] = key.transposed;
-    let description = result::create_matmul_desc(compute, Type::CUDA_R_32F)?;
     let (factor, sum) = (kind(key.narrow), kind(key.out_narrow));
+    let product = result::create_matmul_desc(compute, Type::CUDA_R_32F)?;
+    let (layouts, preference) = ([std::ptr::null_mut(); 3], std::ptr::null_mut());
+    let mut own = Description { product, layouts, preference };
     let shape = |transposed, rows, columns| match transposed {
         true => layout(factor, columns, rows),
         false => layout(factor, rows, columns),
     };
-    // Of n by k, of k by m, and of n by m.
-    let left = shape(b_transposed, n, k)?;
-    let right = shape(a_transposed, k, m)?;
-    let out = layout(sum, n, m)?;
+    own.layouts[0] = shape(b_transposed, n, k)?;
+    own.layouts[1] = shape(a_transposed, k, m)?;
+    own.layouts[2] = layout(sum, n, m)?;
     // CUBLAS_OP_N and CUBLAS_OP_T.
     let operation = |transposed: bool| i32::from(transposed);
-    set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, operation(b_transposed))?;
-    set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, operation(a_transposed))?;
+    set(product, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, operation(b_transposed))?;
+    set(product, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, operation(a_transposed))?;
     if key.bias {
         let epilogue = Epilogue::CUBLASLT_EPILOGUE_BIAS;
-        set(description, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
-        set(description, Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, sum)?;
+        set(product, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
+        set(product, Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, sum)?;
     }
-    let preference = result::create_matmul_pref()?;
+    own.preference = result::create_matmul_pref()?;
     let prefer = |attribute, value: *const c_void, size| {
         // SAFETY: the preference lives, and as many bytes are read as the value has.
-        unsafe { result::set_matmul_pref_attribute(preference, attribute, value, size) }
+        unsafe { result::set_matmul_pref_attribute(own.preference, attribute, value, size) }
     };
     let workspace = WORKSPACE;
     let bytes = Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
@@ -228,22 +249,43 @@ fn plan(handle: sys::cublasLtHandle_t, key: &Key) -> Result<Plan, CublasError> {
     ] {
         prefer(attribute, (&raw const alignment).cast(), size_of::<u32>())?;
     }
-    // SAFETY: all were created above and live.
-    let found = unsafe {
-        result::get_matmul_algo_heuristic(handle, description, left, right, out, out, preference)
-    };
-    // SAFETY: it was created above and is destroyed once.
-    let _ = unsafe { result::destroy_matmul_pref(preference) };
-    Ok(Plan { description, left, right, out, algorithm: found?.algo })
+    Ok(own)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::alignment;
+    use super::*;
+    use crate::engine::cuda::backend::Factor;
 
     #[test]
     fn alignments_are_powers_of_two() {
         let found = [0x7f00_0000_0000, 0x7f00_0000_0040, 0x7f00_0000_0004, 6].map(alignment);
         assert_eq!(found, [256, 64, 4, 2]);
+    }
+
+    #[test]
+    fn cublaslt_accepts_the_description_of_every_kind_of_product() {
+        // SAFETY: only tries whether the library can be loaded.
+        if !unsafe { sys::is_culib_present() } {
+            return eprintln!("skipped: cuBLASLt cannot be loaded");
+        }
+        for kind in 0..64 {
+            let [a, b, narrow, out_narrow, bias, add] = [0, 1, 2, 3, 4, 5].map(|i| kind >> i & 1 == 1);
+            let product = Product {
+                m: 24,
+                n: 10,
+                k: 7,
+                a: Factor { at: 0x1000, transposed: a },
+                b: Factor { at: 0x2004, transposed: b },
+                narrow,
+                out: 0x3000,
+                out_narrow: narrow && out_narrow,
+                add: add.then_some(0x4000),
+                bias: bias.then_some(0x5004),
+                tf32: true,
+            };
+            let described = describe(&Key::new(&product)).unwrap();
+            assert!(described.layouts.iter().all(|layout| !layout.is_null()));
+        }
     }
 }

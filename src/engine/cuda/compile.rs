@@ -188,6 +188,25 @@ mod tests {
     }
 
     #[test]
+    fn nvrtc_makes_machine_code_and_code_for_drivers() {
+        // SAFETY: only tries whether the library can be loaded.
+        if !unsafe { sys::is_culib_present() } {
+            return eprintln!("skipped: NVRTC cannot be loaded");
+        }
+        let known = architectures().unwrap();
+        assert!(known.contains(&90), "{known:?}");
+        for target in [Target::Machine(90), Target::Virtual(80)] {
+            let code = compile(&target, &target.options()).unwrap();
+            let has = |text: &str| code.windows(text.len()).any(|part| part == text.as_bytes());
+            assert_eq!(code.starts_with(b"\x7fELF"), matches!(target, Target::Machine(_)));
+            assert!(crate::engine::cuda::kernels::KERNELS.into_iter().all(has));
+        }
+        let unknown = Target::Machine(1);
+        let error = compile(&unknown, &unknown.options()).unwrap_err();
+        assert!(error.to_string().contains("sm_1"), "{error}");
+    }
+
+    #[test]
     fn what_is_kept_is_read_back_whole_or_not_at_all() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("deeper/kernels.bin");

@@ -373,6 +373,9 @@ mod tests {
     use crate::engine::cuda::{self_test, Gpu};
 
     fn assert_pass(checks: &[Check]) {
+        let share = |check: &Check| check.error / check.tolerance.max(f64::MIN_POSITIVE);
+        let nearest = checks.iter().max_by(|a, b| share(a).total_cmp(&share(b)));
+        eprintln!("{} comparisons, nearest to its tolerance: {nearest:?}", checks.len());
         assert!(!checks.is_empty());
         let wrong: Vec<_> = checks.iter().filter(|check| !check.passes()).collect();
         assert!(wrong.is_empty(), "{wrong:#?}");
@@ -381,6 +384,7 @@ mod tests {
     #[test]
     fn models_on_an_emulated_device_equal_the_cpu_engine() {
         for math in [Math::F32, Math::Bf16] {
+            // TF32 is what only a GPU has.
             let open = || Emulator::fast().ok_or(DeviceError::NotBuilt);
             match checks(open, math) {
                 Ok(checks) => assert_pass(&checks),

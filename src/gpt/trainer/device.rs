@@ -133,7 +133,7 @@ impl Trainer {
             samples: self.config.batch,
             end: self.config.steps,
         };
-        let OnDevice { steps, threads, feeder, staged } = device;
+        let OnDevice { steps, threads, feeder, staged } = device.as_mut();
         let steps = steps.get_mut().unwrap_or_else(PoisonError::into_inner);
         let batch = match staged.take() {
             Some(batch) if batch.step == step => batch,
@@ -303,7 +303,7 @@ mod tests {
         let emulator = Emulator::fast()?;
         let runner = |model: &Arc<Transformer>, config: &TrainerConfig| {
             let on = OnDevice::new(emulator, model.clone(), Math::F32, config.batch, 3)?;
-            Ok(Runner::Device(on))
+            Ok(Runner::Device(on.into()))
         };
         Some(Trainer::with_runner(runner, dataset.clone(), model(), config).unwrap())
     }

@@ -204,7 +204,7 @@ impl Arena {
                     middle: if training { space.take(total, width) } else { stream },
                     stats_mlp: space.take(total, 2),
                     normed_mlp: space.take_narrow(total, width),
-                    hidden: space.hidden(total, 4 * width, training),
+                    hidden: space.narrow_hidden(total, 4 * width, training),
                     end: if training { space.take(total, width) } else { stream },
                 },
             };
@@ -226,7 +226,7 @@ impl Arena {
                 input: space.take(samples, tokens.input_len),
                 stream: space.take(total, width),
                 branch: space.take_narrow(total, width),
-                hidden: [space.take_narrow(total, width), space.take_narrow(total, width)],
+                hidden: [space.take(total, width), space.take(total, width)],
                 wide: space.take_narrow(total, 4 * width),
                 qkv: space.take_narrow(total, 3 * width),
                 values: space.take(samples, widest),
@@ -288,6 +288,11 @@ impl Space {
     }
 
     fn hidden(&mut self, rows: usize, width: usize, training: bool) -> Hidden {
+        let value = self.take(rows, width);
+        Hidden { value, slope: training.then(|| self.take(rows, width)) }
+    }
+
+    fn narrow_hidden(&mut self, rows: usize, width: usize, training: bool) -> Hidden {
         let value = self.take_narrow(rows, width);
         Hidden { value, slope: training.then(|| self.take_narrow(rows, width)) }
     }
