@@ -1,14 +1,17 @@
 """Runs programs for a limited time, with all that they start; for run.py and speed.py."""
 
+import glob
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import NamedTuple
 
 # Between asking a program to stop and killing it, in seconds: it saves its state meanwhile.
 GRACE = 45
+LIBRARIES = ["libcuda.so.1", "libnvrtc.so*", "libcublasLt.so*"]
 running = set()
 
 
@@ -24,6 +27,20 @@ class Done(NamedTuple):
         told = [line.strip() for line in self.errors.splitlines() if line.strip()]
         last = next((line for line in reversed(told) if "rror" in line), told[-1] if told else "")
         return f"exit status {self.status}: {last}"[:400]
+
+
+def libraries():
+    """What lopt has to be told to find CUDA's libraries: a toolkit's, the driver's, PyTorch's."""
+    patterns = ["/usr/local/cuda/lib64", "/usr/local/cuda-*/lib64", "/usr/local/nvidia/lib64"]
+    patterns += ["/usr/local/nvidia/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib64"]
+    patterns += [f"{home}/lib64" for home in [os.environ.get("CUDA_HOME")] if home]
+    packages = {path for path in sys.path if path.endswith(("site-packages", "dist-packages"))}
+    patterns += [f"{Path(folder)}/nvidia/*/lib" for folder in sorted(packages)]
+    found = [folder for pattern in patterns for folder in sorted(glob.glob(pattern))]
+    found = [f for f in found if any(glob.glob(f"{f}/{library}") for library in LIBRARIES)]
+    # What is set already comes first.
+    folders = [os.environ.get("LD_LIBRARY_PATH", ""), *found]
+    return {"LD_LIBRARY_PATH": ":".join(folder for folder in folders if folder)}
 
 
 def kill(process, number):

@@ -23,7 +23,6 @@ training state and weights to --work. A part that fails does not keep the next f
 
 import argparse
 import datetime
-import glob
 import json
 import os
 import signal
@@ -46,7 +45,6 @@ TRAIN = (
 RUNS = 40_000
 # Steps that are taken to see how long one lasts.
 PROBE = 60
-LIBRARIES = ["libcuda.so.1", "libnvrtc.so*", "libcublasLt.so*"]
 
 
 class Failure(Exception):
@@ -57,26 +55,12 @@ class Unfinished(Exception):
     """A part that goes on where it was when it is run again."""
 
 
-def library_folders():
-    """Where CUDA's libraries lie: a toolkit's, the driver's, those that PyTorch brings."""
-    patterns = ["/usr/local/cuda/lib64", "/usr/local/cuda-*/lib64", "/usr/local/nvidia/lib64"]
-    patterns += ["/usr/local/nvidia/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib64"]
-    patterns += [f"{home}/lib64" for home in [os.environ.get("CUDA_HOME")] if home]
-    packages = {
-        Path(path) for path in sys.path if path.endswith(("site-packages", "dist-packages"))
-    }
-    patterns += [f"{folder}/nvidia/*/lib" for folder in sorted(packages)]
-    found = [folder for pattern in patterns for folder in sorted(glob.glob(pattern))]
-    return [f for f in found if any(glob.glob(f"{f}/{library}") for library in LIBRARIES)]
-
-
 class Part:
     def __init__(self, name, chosen, out):
         self.name, self.chosen, self.out = name, chosen, out
         self.work, self.quick, self.device = chosen.work, chosen.quick, chosen.device
         self.begin, self.figures = time.monotonic(), {}
-        folders = [*library_folders(), os.environ.get("LD_LIBRARY_PATH", "")]
-        self.libraries = {"LD_LIBRARY_PATH": ":".join(f for f in folders if f)}
+        self.libraries = programs.libraries()
 
     def left(self):
         return self.chosen.limit - RESERVE - (time.monotonic() - self.begin)
@@ -88,13 +72,16 @@ class Part:
     def call(self, program, *arguments, seconds=None, stop=None, environment=None):
         """Runs a program of the folder, or one by its path; logs what it says."""
         path = HERE / "bin" / program
-        command = [path if path.exists() else program, *arguments]
+        own = path.exists()
+        command = [path if own else program, *arguments]
         shown = " ".join(str(part) for part in [program, *arguments])
         limit = min(seconds or self.left(), self.left())
         if limit <= 1:
             raise Failure(f"no time is left for: {shown}")
         begin = time.monotonic()
-        done = programs.run(command, limit, stop, {**self.libraries, **(environment or {})})
+        # Python finds its libraries by itself; another copy of CUDA's would confuse it.
+        environment = {**(self.libraries if own else {}), **(environment or {})}
+        done = programs.run(command, limit, stop, environment)
         self.log(f"$ {shown}\n{done.output}{done.errors}")
         self.log(f"# exit status {done.status} after {time.monotonic() - begin:.1f} s\n")
         return done

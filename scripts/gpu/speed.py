@@ -92,8 +92,8 @@ def job(row):
 
 def call(command, seconds):
     """What a program prints, as JSON; or an error, in words."""
-    # Libraries of the system that lopt was shown are not for PyTorch, which has its own.
-    own = {"LD_LIBRARY_PATH": ""} if command[0] == sys.executable else {}
+    # PyTorch finds its libraries by itself.
+    own = {} if command[0] == sys.executable else programs.libraries()
     done = programs.run(command, seconds, environment=own)
     if done.status == 0 and done.output.strip():
         return json.loads(done.output.splitlines()[-1])
