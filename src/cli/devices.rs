@@ -35,12 +35,12 @@ pub fn run(_arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
     }
     let mut text = String::new();
     for report in reports {
-        let memory = report.memory.map_or(String::new(), |(free, all)| {
-            format!(", {free} of {all} MiB of memory free")
-        });
-        let usable = report.problem.map_or("can be used".to_owned(), |problem| {
-            format!("cannot be used: {problem}")
-        });
+        let memory = report
+            .memory
+            .map_or(String::new(), |(free, all)| format!(", {free} of {all} MiB of memory free"));
+        let usable = report
+            .problem
+            .map_or("can be used".to_owned(), |problem| format!("cannot be used: {problem}"));
         text.push_str(&format!("{:<8} {}{memory}: {usable}\n", report.device, report.name));
     }
     print(&text)

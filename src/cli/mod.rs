@@ -69,8 +69,13 @@ struct Shared {
     threads: Option<u16>,
     /// What G.pt runs on: cpu, cuda, cuda:1 (see `lopt devices`), or with the precision of matrix
     /// products, cuda:0:f32, cuda:0:tf32 (the default on a GPU) or cuda:0:bf16
-    #[arg(long, global = true, value_name = "DEVICE", default_value = "cpu",
-          help_heading = "Everywhere")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DEVICE",
+        default_value = "cpu",
+        help_heading = "Everywhere"
+    )]
     device: Device,
 }
 

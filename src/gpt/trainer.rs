@@ -466,7 +466,8 @@ impl Trainer {
         let penalty = penalty(&self.behavior, &self.config, self.statistics.scale(), &self.batch)?;
         let target = target(self.model.config().prediction, &self.batch, &penalty);
         #[cfg_attr(not(feature = "cuda"), allow(irrefutable_let_patterns))]
-        let Runner::Cpu { executor, gradient } = &mut self.runner else {
+        let Runner::Cpu { executor, gradient } = &mut self.runner
+        else {
             unreachable!("the device has taken the step")
         };
         let loss = executor.loss_and_gradient(

@@ -12,8 +12,8 @@ use std::ffi::c_void;
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{
     self, cublasComputeType_t as Compute, cublasLtEpilogue_t as Epilogue,
-    cublasLtMatmulDescAttributes_t as Attribute, cublasLtMatmulPreferenceAttributes_t as Preference,
-    cudaDataType as Type,
+    cublasLtMatmulDescAttributes_t as Attribute,
+    cublasLtMatmulPreferenceAttributes_t as Preference, cudaDataType as Type,
 };
 
 use super::backend::{Address, Product};
@@ -270,7 +270,8 @@ mod tests {
             return eprintln!("skipped: cuBLASLt cannot be loaded");
         }
         for kind in 0..64 {
-            let [a, b, narrow, out_narrow, bias, add] = [0, 1, 2, 3, 4, 5].map(|i| kind >> i & 1 == 1);
+            let [a, b, narrow, out_narrow, bias, add] =
+                [0, 1, 2, 3, 4, 5].map(|i| kind >> i & 1 == 1);
             let product = Product {
                 m: 24,
                 n: 10,

@@ -106,7 +106,8 @@ impl Plan {
 fn values(length: usize, seed: usize) -> Vec<f32> {
     let mut state = (seed as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 40) as f32 / (1 << 23) as f32 - 1.0
     };
     (0..length).map(|_| next()).collect()
@@ -130,12 +131,8 @@ fn narrowed(values: &[f32]) -> Vec<half::bf16> {
 
 impl<B: Backend> Pair<B> {
     fn new(backend: B, math: Math, plan: Plan, parameters: usize) -> Result<Self, DeviceError> {
-        let lengths = Lengths {
-            parameters,
-            arena: plan.wide,
-            narrow_arena: plan.narrow,
-            training: true,
-        };
+        let lengths =
+            Lengths { parameters, arena: plan.wide, narrow_arena: plan.narrow, training: true };
         let device = Cuda::new(backend, math, lengths)?;
         let memory = |_| DeviceError::Call { call: "the CPU", problem: "no memory".into() };
         let arena = AlignedBuffer::new(plan.wide + plan.narrow).map_err(memory)?;
@@ -367,9 +364,7 @@ pub(crate) fn operations<B: Backend>(backend: B, math: Math) -> Result<Vec<Check
     }
 
     check!("linear", product, |ops, at| ops.linear(3 * samples, &encoder, at(cut), at(y)));
-    check!("linear, narrow", product, |ops, at| {
-        ops.linear(rows, &fused, at(normed), at(qkv))
-    });
+    check!("linear, narrow", product, |ops, at| { ops.linear(rows, &fused, at(normed), at(qkv)) });
     check!("linear_add, elsewhere", product, |ops, at| {
         ops.linear_add(rows, &square, at(normed), at(x), at(y))
     });
@@ -404,7 +399,13 @@ pub(crate) fn operations<B: Backend>(backend: B, math: Math) -> Result<Vec<Check
         });
         check!(&name("_backward"), close, |ops, at| {
             ops.attention_backward(
-                samples, &shape, at(qkv), at(probabilities), at(branch), at(dqkv), at(scratch),
+                samples,
+                &shape,
+                at(qkv),
+                at(probabilities),
+                at(branch),
+                at(dqkv),
+                at(scratch),
             )
         });
     }
@@ -425,7 +426,13 @@ pub(crate) fn operations<B: Backend>(backend: B, math: Math) -> Result<Vec<Check
     for dfrom in [None, Some(dgated)] {
         check!(&format!("edge_gate_backward, {}", dfrom.is_some()), close, |ops, at| {
             ops.edge_gate_backward(
-                samples, &gate, at(gates), at(gated), at(edges), at(dgates), dfrom.map(&at),
+                samples,
+                &gate,
+                at(gates),
+                at(gated),
+                at(edges),
+                at(dgates),
+                dfrom.map(&at),
             )
         });
     }

@@ -324,15 +324,8 @@ impl<B: Backend> Cuda<B> {
         losses: Address,
     ) {
         let [entry, sample] = weights.map(|weights| weights.unwrap_or(0));
-        let arguments = arguments![
-            losses,
-            self.at(output),
-            target,
-            entry,
-            sample,
-            scale,
-            output.width as i64
-        ];
+        let arguments =
+            arguments![losses, self.at(output), target, entry, sample, scale, output.width as i64];
         self.attempt(|backend| backend.launch("squared_error", [samples, 1], 256, arguments));
     }
 
@@ -524,13 +517,8 @@ impl<B: Backend> Ops for Cuda<B> {
 
     fn add_positions(&mut self, positions: &[u32], samples: usize, offset: usize, x: Slot) {
         let places = self.own_table(positions);
-        let arguments = arguments![
-            self.at(x),
-            self.parameter(offset),
-            places,
-            samples as i32,
-            x.width as i32
-        ];
+        let arguments =
+            arguments![self.at(x), self.parameter(offset), places, samples as i32, x.width as i32];
         self.by_row("add_positions", positions.len() * samples, x.width, arguments);
     }
 
@@ -556,13 +544,8 @@ impl<B: Backend> Ops for Cuda<B> {
     }
 
     fn sum_tokens(&mut self, tokens: usize, samples: usize, x: Slot, to: Slot) {
-        let arguments = arguments![
-            self.at(to),
-            self.at(x),
-            tokens as i32,
-            samples as i32,
-            to.width as i32
-        ];
+        let arguments =
+            arguments![self.at(to), self.at(x), tokens as i32, samples as i32, to.width as i32];
         self.by_row("sum_tokens", samples, to.width, arguments);
     }
 
@@ -685,14 +668,8 @@ impl<B: Backend> Ops for Cuda<B> {
 fn attention_arguments(samples: usize, shape: &AttentionShape) -> Vec<Argument> {
     let size = shape.width / shape.heads;
     let scale = (size as f64).sqrt().recip() as f32;
-    let counts = [
-        samples,
-        shape.tokens,
-        shape.queries,
-        shape.heads,
-        shape.width,
-        padded(shape.tokens),
-    ];
+    let counts =
+        [samples, shape.tokens, shape.queries, shape.heads, shape.width, padded(shape.tokens)];
     let counts = counts.into_iter().map(|value| Argument::from(value as i32));
     counts.chain([Argument::from(scale)]).collect()
 }

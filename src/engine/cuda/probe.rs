@@ -86,9 +86,7 @@ pub(super) fn libraries() -> Result<(i32, i32), DeviceError> {
 }
 
 /// The context of a GPU that the kernels can run on, and its compute capability.
-pub(super) fn open(
-    index: usize,
-) -> Result<(std::sync::Arc<CudaContext>, (i32, i32)), DeviceError> {
+pub(super) fn open(index: usize) -> Result<(std::sync::Arc<CudaContext>, (i32, i32)), DeviceError> {
     let count = start_driver()?;
     if index >= count {
         return Err(DeviceError::Missing { index, count });

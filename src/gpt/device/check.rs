@@ -64,11 +64,7 @@ fn graph() -> Result<Layout, DeviceError> {
 }
 
 impl Case {
-    fn new(
-        name: &'static str,
-        config: ModelConfig,
-        layout: &Layout,
-    ) -> Result<Self, DeviceError> {
+    fn new(name: &'static str, config: ModelConfig, layout: &Layout) -> Result<Self, DeviceError> {
         let model = Arc::new(Transformer::new(config, layout).map_err(failed)?);
         let mut rng = ChaCha8Rng::seed_from_u64(11);
         let mut values = |count: usize, scale: f32| -> Vec<f32> {
@@ -231,8 +227,7 @@ fn passes<B: Backend>(
     };
     for (name, target) in [("gradient", Target::new(&case.wanted)), ("weighted gradient", whole)] {
         let [mut expected, mut found] = [(); 2].map(|()| vec![f32::NAN; model.num_parameters()]);
-        let on_cpu =
-            cpu.loss_and_gradient(&case.parameters, &inputs, &target, &mut expected)?;
+        let on_cpu = cpu.loss_and_gradient(&case.parameters, &inputs, &target, &mut expected)?;
         let on_device = device.loss_and_gradient(&inputs, &target, &mut found)?;
         add(&format!("loss with {name}"), (on_device / on_cpu - 1.0).abs(), tolerance(math));
         add(name, distance(&found, &expected), 2.0 * tolerance(math));
@@ -356,8 +351,11 @@ fn samples<B: Backend>(
                 cpu.predict(&parameters, &inputs, output)
             };
             let noise = |stream| SeededNoise::new(3, stream);
-            let expected =
-                sampler.sample::<f32, EngineError>(&mut noise(rows as u64), start.len(), predict)?;
+            let expected = sampler.sample::<f32, EngineError>(
+                &mut noise(rows as u64),
+                start.len(),
+                predict,
+            )?;
             let mut own: Box<dyn NoiseSource<f32>> = Box::new(noise(rows as u64));
             let conditions = Conditions { start, delta, target, current };
             let found = device.sample(&sampler, own.as_mut(), &conditions)?;

@@ -217,4 +217,3 @@ impl<B: Backend> DeviceModel<B> {
         self.ops.by_value("sampler_step", count, arguments);
     }
 }
-

@@ -18,8 +18,11 @@ const AHEAD: usize = 2 << 30;
 trait Steps: Send {
     fn set_state(&mut self, state: &State) -> Result<(), EngineError>;
     fn read_state(&mut self, state: &mut State) -> Result<(), EngineError>;
-    fn stage(&mut self, inputs: &Inputs<'_, f32>, target: &Target<'_, f32>)
-        -> Result<(), EngineError>;
+    fn stage(
+        &mut self,
+        inputs: &Inputs<'_, f32>,
+        target: &Target<'_, f32>,
+    ) -> Result<(), EngineError>;
     fn step(&mut self, target: &Target<'_, f32>, numbers: &Numbers) -> Result<(), EngineError>;
     fn figures(&mut self) -> Result<Figures, EngineError>;
     fn predict_with_average(
@@ -330,9 +333,8 @@ mod tests {
         }
         broken.synchronize().unwrap();
         assert_eq!(device.state, broken.state);
-        let far = |a: &[f32], b: &[f32]| {
-            a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max)
-        };
+        let far =
+            |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
         let weights = |t: &Trainer| {
             t.weights(Default::default(), "shrink", serde_json::Value::Null).parameters
         };
