@@ -25,6 +25,8 @@ pub(super) use training::{DeviceTraining, Figures, Numbers};
 
 /// A transformer on a device, with all memory allocated in advance.
 pub(crate) struct DeviceModel<B: Backend> {
+    /// Dropped before the kernels that it launches.
+    recorded: Option<sampling::Recorded<B::Recording>>,
     model: Arc<Transformer>,
     arena: Arena,
     ops: Cuda<B>,
@@ -33,7 +35,6 @@ pub(crate) struct DeviceModel<B: Backend> {
     /// Gradient of the penalty, `[N, P]`; 0 until there is one.
     penalty: Address,
     capacity: usize,
-    recorded: Option<sampling::Recorded<B::Recording>>,
 }
 
 /// A batch on the device.

@@ -270,7 +270,8 @@ mod tests {
             return eprintln!("skipped: cuBLASLt cannot be loaded");
         }
         for kind in 0..64 {
-            let [a, b, narrow, out_narrow, bias, add] = [0, 1, 2, 3, 4, 5].map(|i| kind >> i & 1 == 1);
+            let [a, b, narrow, out_narrow, bias, add] =
+                [0, 1, 2, 3, 4, 5].map(|i| kind >> i & 1 == 1);
             let product = Product {
                 m: 24,
                 n: 10,

@@ -12,7 +12,15 @@
 
 #define TILE 16
 #define STEP 32
-#define PITCH 33
+// A row of a tile begins at a multiple of four values, and eight rows in as many banks.
+#define PITCH 36
+
+// Four values that are read at once.
+struct alignas(16) Quad {
+    float x, y, z, w;
+};
+
+__device__ inline Quad quad(const float* from) { return *(const Quad*)from; }
 
 // Where a head of a sample lies: token t is at `first + t * stride`.
 struct Rows {
@@ -51,9 +59,15 @@ __device__ inline void rows_times_rows(
                     inside ? load(b, b_rows.first + (j0 + j) * b_rows.stride + c) : 0;
             }
             __syncthreads();
-            for (int k = 0; k < STEP; k++) {
-                float value = right[lane * PITCH + k];
-                for (int r = 0; r < 4; r++) sums[r] += left[(group + 4 * r) * PITCH + k] * value;
+            for (int k = 0; k < STEP; k += 4) {
+                Quad v = quad(right + lane * PITCH + k);
+                for (int r = 0; r < 4; r++) {
+                    Quad l = quad(left + (group + 4 * r) * PITCH + k);
+                    sums[r] += l.x * v.x;
+                    sums[r] += l.y * v.y;
+                    sums[r] += l.z * v.z;
+                    sums[r] += l.w * v.w;
+                }
             }
         }
         for (int r = 0; r < 4; r++) {
@@ -85,9 +99,15 @@ __device__ inline void rows_times_columns(
                     inside ? load(b, b_rows.first + (j0 + j) * b_rows.stride + c) : 0;
             }
             __syncthreads();
-            for (int k = 0; k < STEP; k++) {
-                float value = right[k * PITCH + lane];
-                for (int r = 0; r < 4; r++) sums[r] += left[(group + 4 * r) * PITCH + k] * value;
+            for (int k = 0; k < STEP; k += 4) {
+                const float* v = right + k * PITCH + lane;
+                for (int r = 0; r < 4; r++) {
+                    Quad l = quad(left + (group + 4 * r) * PITCH + k);
+                    sums[r] += l.x * v[0];
+                    sums[r] += l.y * v[PITCH];
+                    sums[r] += l.z * v[2 * PITCH];
+                    sums[r] += l.w * v[3 * PITCH];
+                }
             }
         }
         for (int r = 0; r < 4; r++) {
@@ -201,7 +221,8 @@ __device__ inline void attention_keys(
         T* out, float* probabilities, const T* qkv, int samples, int tokens, int queries,        \
         int heads, int width, int keys, float scale                                              \
     ) {                                                                                          \
-        __shared__ float left[TILE * PITCH], right[STEP * PITCH];                                 \
+        __shared__ Quad tiles[(TILE + STEP) * PITCH / 4];                                         \
+        float *left = &tiles[0].x, *right = left + TILE * PITCH;                                  \
         attention(                                                                               \
             out, probabilities, qkv, samples, tokens, queries, heads, width, keys, scale, left,  \
             right                                                                                \
@@ -211,7 +232,8 @@ __device__ inline void attention_keys(
         T* dqkv, float* dscores, const T* dout, const float* probabilities, const T* qkv,        \
         int samples, int tokens, int queries, int heads, int width, int keys, float scale        \
     ) {                                                                                          \
-        __shared__ float left[TILE * PITCH], right[STEP * PITCH];                                 \
+        __shared__ Quad tiles[(TILE + STEP) * PITCH / 4];                                         \
+        float *left = &tiles[0].x, *right = left + TILE * PITCH;                                  \
         attention_queries(                                                                       \
             dqkv, dscores, dout, probabilities, qkv, samples, tokens, queries, heads, width,     \
             keys, scale, left, right                                                             \
@@ -221,7 +243,8 @@ __device__ inline void attention_keys(
         T* dqkv, const float* dscores, const T* dout, const float* probabilities, const T* qkv,  \
         int samples, int tokens, int queries, int heads, int width, int keys, float scale        \
     ) {                                                                                          \
-        __shared__ float left[TILE * PITCH], right[STEP * PITCH];                                 \
+        __shared__ Quad tiles[(TILE + STEP) * PITCH / 4];                                         \
+        float *left = &tiles[0].x, *right = left + TILE * PITCH;                                  \
         attention_keys(                                                                          \
             dqkv, dscores, dout, probabilities, qkv, samples, tokens, queries, heads, width,     \
             keys, scale, left, right                                                             \
