@@ -5,7 +5,7 @@
 //! difference, as a share of the largest value that the operation has written.
 
 use super::backend::Backend;
-use super::ops::{Cuda, Lengths};
+use super::buffers::{Cuda, Lengths};
 use crate::engine::cpu::{attention_scratch_len, padded, AlignedBuffer, Cpu};
 use crate::engine::{
     AttentionShape, DeviceError, EdgeShape, EdgeSlots, LayerNorm, Linear, Math, Ops, Slot, Write,
