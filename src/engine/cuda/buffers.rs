@@ -24,6 +24,9 @@ struct Scratch {
 /// Parameters, gradient and activations on a device, and what computes on them.
 pub(crate) struct Cuda<B> {
     pub backend: B,
+    /// Whether products are computed by the engine's own kernel: only to compare that, for
+    /// otherwise it computes what cuBLASLt cannot.
+    pub own_products: bool,
     pub(super) math: Math,
     /// `[P]`.
     pub parameters: Address,
@@ -80,6 +83,7 @@ impl<B: Backend> Cuda<B> {
         let [parameters, narrow_parameters, gradient, arena, narrow_arena] = places;
         Ok(Self {
             backend,
+            own_products: false,
             math,
             parameters,
             narrow_parameters,

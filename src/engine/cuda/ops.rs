@@ -67,9 +67,15 @@ impl<B: Backend> Cuda<B> {
     fn multiply(&mut self, product: Product) {
         // cuBLASLt rounds no result of f32 to bf16; a model's plan asks for none.
         debug_assert!(product.narrow || !product.out_narrow, "{product:?}");
-        if product.m > 0 && product.n > 0 {
-            self.attempt(|backend| backend.multiply(&product));
-        }
+        let own = self.own_products;
+        self.attempt(|backend| match own {
+            _ if product.m == 0 || product.n == 0 => Ok(()),
+            false => backend.multiply(&product),
+            true => {
+                let (kernel, blocks, arguments) = product.kernel();
+                backend.launch(kernel, blocks, 256, &arguments)
+            }
+        });
     }
 
     /// `y = x Wᵀ`, with a bias and added to something if there are such.
