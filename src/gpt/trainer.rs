@@ -13,25 +13,21 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::behavior::{Behavior, BehaviorError, BehaviorPenalty};
+use super::behavior::{Behavior, BehaviorError};
 use super::file::{self, Contents, Entry, FileError, Precision};
 use super::{
-    ConfigError, Executor, Inputs, ModelConfig, NoiseSchedule, Normalizer, Penalty, Prediction,
-    PromptRange, SamplerConfig, Target, Transformer, Weights, WeightsHeader, DIFFUSION_STEPS,
+    ConfigError, Executor, ModelConfig, NoiseSchedule, Normalizer, Prediction, PromptRange,
+    SamplerConfig, Transformer, Weights, WeightsHeader, DIFFUSION_STEPS,
 };
-use crate::checkpoints::{
-    Dataset, PairBatch, PairConfig, PairSampler, Part, Statistics, StoreError,
-};
+use crate::checkpoints::{Dataset, PairConfig, PairSampler, Part, Statistics, StoreError};
 use crate::engine::{adamw_ema, global_norm, AdamW, Device, EngineError, Update};
 use crate::layout::Layout;
 use crate::metric::{Direction, Metric};
 
+mod batch;
 mod config;
 #[cfg(feature = "cuda")]
 mod device;
@@ -40,12 +36,10 @@ mod tests;
 
 pub use config::TrainerConfig;
 
+use batch::{penalty, target, Batch};
+
 /// Kind of file, in its header.
 const KIND: &str = "G.pt training state";
-/// Separates the noise of a step from its choice of pairs.
-const NOISE_SEED: u64 = 0x6e6f_6973_655f_5f5f;
-/// And both from the inputs that networks are compared on.
-const BEHAVIOR_SEED: u64 = 0x6265_6861_7669_6f72;
 
 /// Why a training cannot start, go on or be saved.
 #[derive(Debug, thiserror::Error)]
@@ -209,72 +203,6 @@ enum Runner {
     },
     #[cfg(feature = "cuda")]
     Device(Box<device::OnDevice>),
-}
-
-/// Buffers of one batch.
-struct Batch {
-    /// The step that it was drawn for.
-    step: u64,
-    pairs: PairBatch,
-    noised: Vec<f32>,
-    noise: Vec<f32>,
-    timestep: Vec<f32>,
-    delta: Vec<f32>,
-    target: Vec<f32>,
-    current: Vec<f32>,
-}
-
-impl Batch {
-    fn new(samples: usize, size: usize) -> Self {
-        Self {
-            step: 0,
-            pairs: PairBatch::new(samples, size),
-            noised: vec![0.0; samples * size],
-            noise: vec![0.0; samples * size],
-            timestep: vec![0.0; samples],
-            delta: vec![0.0; samples],
-            target: vec![0.0; samples],
-            current: vec![0.0; samples],
-        }
-    }
-
-    /// Draws the pairs of a step, and their noise.
-    fn draw(&mut self, step: u64, pairs: &mut PairSampler, schedule: &NoiseSchedule, seed: u64) {
-        self.step = step;
-        pairs.fill(step, &mut self.pairs);
-        let mut rng = ChaCha8Rng::seed_from_u64(seed ^ NOISE_SEED);
-        rng.set_stream(step);
-        self.noise(schedule, &mut rng);
-    }
-
-    /// Draws timesteps and noise, and noises the later checkpoints.
-    fn noise(&mut self, schedule: &NoiseSchedule, rng: &mut ChaCha8Rng) {
-        let size = self.noised.len() / self.timestep.len();
-        for n in 0..self.timestep.len() {
-            let t = rng.gen_range(0..schedule.len());
-            self.timestep[n] = t as f32;
-            let row = n * size..(n + 1) * size;
-            self.noise[row.clone()].fill_with(|| rng.sample(StandardNormal));
-            let (clean, noise) = (&self.pairs.end[row.clone()], &self.noise[row.clone()]);
-            schedule.q_sample(t, clean, noise, &mut self.noised[row]);
-            // The difference is formed in f64, as in the reference when it trains.
-            let (from, to) = (self.pairs.start_metric[n], self.pairs.end_metric[n]);
-            self.delta[n] = (to - from) as f32;
-            self.target[n] = to as f32;
-            self.current[n] = from as f32;
-        }
-    }
-
-    fn inputs(&self) -> Inputs<'_, f32> {
-        Inputs {
-            noised: &self.noised,
-            start: &self.pairs.start,
-            timestep: &self.timestep,
-            delta: &self.delta,
-            target: &self.target,
-            current: &self.current,
-        }
-    }
 }
 
 impl Trainer {
@@ -462,7 +390,7 @@ impl Trainer {
         if let Runner::Device(_) = self.runner {
             return self.step_on_device(settings, average_decay);
         }
-        self.batch.draw(step, &mut self.pairs, &self.schedule, self.config.seed);
+        self.batch.draw((step, step), &mut self.pairs, &self.schedule, self.config.seed);
         let penalty = penalty(&self.behavior, &self.config, self.statistics.scale(), &self.batch)?;
         let target = target(self.model.config().prediction, &self.batch, &penalty);
         #[cfg_attr(not(feature = "cuda"), allow(irrefutable_let_patterns))]
@@ -509,10 +437,8 @@ impl Trainer {
         let mut output = vec![0.0; self.batch.noised.len()];
         let mut total = 0.0;
         for index in 0..batches {
-            pairs.fill(index, &mut self.batch.pairs);
-            let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed ^ NOISE_SEED);
-            rng.set_stream(u64::MAX - index);
-            self.batch.noise(&self.schedule, &mut rng);
+            let streams = (index, u64::MAX - index);
+            self.batch.draw(streams, &mut pairs, &self.schedule, self.config.seed);
             let inputs = self.batch.inputs();
             match &mut self.runner {
                 Runner::Cpu { executor, .. } => {
@@ -638,36 +564,5 @@ impl Trainer {
             average: contents.tensor("average", &shape)?,
         };
         self.send_state()
-    }
-}
-
-/// The behavioural loss of a batch, if it has a weight.
-fn penalty<'a>(
-    behavior: &'a Option<Box<dyn Behavior>>,
-    config: &TrainerConfig,
-    scale: f64,
-    batch: &'a Batch,
-) -> Result<Option<BehaviorPenalty<'a>>, TrainError> {
-    let weight = config.behavior;
-    if weight == 0.0 {
-        return Ok(None);
-    }
-    let Some(behavior) = behavior else { return Err(TrainError::NoBehavior { weight }) };
-    let mut rng = ChaCha8Rng::seed_from_u64(config.seed ^ BEHAVIOR_SEED);
-    rng.set_stream(batch.step);
-    let settings = (scale, weight, rng.gen());
-    let ends = &batch.pairs.end;
-    Ok(Some(BehaviorPenalty::new(behavior.as_ref(), ends, config.batch, settings)))
-}
-
-/// What the output of a batch is compared with.
-fn target<'a>(
-    prediction: Prediction,
-    batch: &'a Batch,
-    penalty: &'a Option<BehaviorPenalty<'a>>,
-) -> Target<'a, f32> {
-    Target {
-        penalty: penalty.as_ref().map(|penalty| penalty as &dyn Penalty<f32>),
-        ..Target::new(prediction.target(&batch.pairs.end, &batch.noise))
     }
 }

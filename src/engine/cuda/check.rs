@@ -5,7 +5,7 @@
 //! difference, as a share of the largest value that the operation has written.
 
 use super::backend::Backend;
-use super::ops::{Cuda, Lengths};
+use super::buffers::{Cuda, Lengths};
 use crate::engine::cpu::{attention_scratch_len, padded, AlignedBuffer, Cpu};
 use crate::engine::{
     AttentionShape, DeviceError, EdgeShape, EdgeSlots, LayerNorm, Linear, Math, Ops, Slot, Write,
@@ -53,7 +53,7 @@ pub fn self_test(index: usize) -> Result<Vec<Check>, DeviceError> {
         checks.extend(operations(super::Gpu::open(index)?, math)?);
     }
     for math in Math::ALL {
-        checks.extend(crate::gpt::device_checks(|| super::Gpu::open(index), math)?);
+        checks.extend(crate::gpt::device_checks(|| super::Gpu::open(index), math, true)?);
     }
     Ok(checks)
 }
@@ -363,33 +363,44 @@ pub(crate) fn operations<B: Backend>(backend: B, math: Math) -> Result<Vec<Check
         });
     }
 
-    check!("linear", product, |ops, at| ops.linear(3 * samples, &encoder, at(cut), at(y)));
-    check!("linear, narrow", product, |ops, at| { ops.linear(rows, &fused, at(normed), at(qkv)) });
-    check!("linear_add, elsewhere", product, |ops, at| {
-        ops.linear_add(rows, &square, at(normed), at(x), at(y))
-    });
-    check!("linear_add, in place", product, |ops, at| {
-        ops.linear_add(rows, &contract, at(wide), at(y), at(y))
-    });
-    check!("linear_gelu", product, |ops, at| {
-        ops.linear_gelu(rows, &expand, at(normed), at(wide), Some(at(slope)))
-    });
-    check!("linear_gelu, no slope", product, |ops, at| {
-        ops.linear_gelu(rows, &expand, at(normed), at(wide), None)
-    });
     check!("gelu_backward", close, |ops, at| ops.gelu_backward(rows, at(slope), at(wide)));
-    check!("linear_backward", product, |ops, at| {
-        ops.linear_backward(rows, &expand, at(normed), at(wide), Some((at(branch), Write::Set)))
-    });
-    check!("linear_backward, added", product, |ops, at| {
-        ops.linear_backward(rows, &square, at(normed), at(y), Some((at(branch), Write::Add)))
-    });
-    check!("linear_backward, f32 of bf16", product, |ops, at| {
-        ops.linear_backward(3 * samples, &encoder, at(cut), at(branch), None)
-    });
-    check!("linear_backward, f32", product, |ops, at| {
-        ops.linear_backward(rows, &square, at(x), at(y), Some((at(z), Write::Set)))
-    });
+    for own in [false, true] {
+        pair.device.own_products = own;
+        let name = |what: &str| format!("{what}{}", if own { ", own product" } else { "" });
+        check!(&name("linear"), product, |ops, at| ops.linear(
+            3 * samples,
+            &encoder,
+            at(cut),
+            at(y)
+        ));
+        check!(&name("linear, narrow"), product, |ops, at| {
+            ops.linear(rows, &fused, at(normed), at(qkv))
+        });
+        check!(&name("linear_add, elsewhere"), product, |ops, at| {
+            ops.linear_add(rows, &square, at(normed), at(x), at(y))
+        });
+        check!(&name("linear_add, in place"), product, |ops, at| {
+            ops.linear_add(rows, &contract, at(wide), at(y), at(y))
+        });
+        check!(&name("linear_gelu"), product, |ops, at| {
+            ops.linear_gelu(rows, &expand, at(normed), at(wide), Some(at(slope)))
+        });
+        check!(&name("linear_gelu, no slope"), product, |ops, at| {
+            ops.linear_gelu(rows, &expand, at(normed), at(wide), None)
+        });
+        check!(&name("linear_backward"), product, |ops, at| {
+            ops.linear_backward(rows, &expand, at(normed), at(wide), Some((at(branch), Write::Set)))
+        });
+        check!(&name("linear_backward, added"), product, |ops, at| {
+            ops.linear_backward(rows, &square, at(normed), at(y), Some((at(branch), Write::Add)))
+        });
+        check!(&name("linear_backward, f32 of bf16"), product, |ops, at| {
+            ops.linear_backward(3 * samples, &encoder, at(cut), at(branch), None)
+        });
+        check!(&name("linear_backward, f32"), product, |ops, at| {
+            ops.linear_backward(rows, &square, at(x), at(y), Some((at(z), Write::Set)))
+        });
+    }
 
     for queries in [tokens, outputs] {
         let shape = AttentionShape { queries, ..shape };

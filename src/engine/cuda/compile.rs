@@ -3,12 +3,13 @@
 //! What is kept lies in the folder that `LOPT_CACHE` names, or `lopt` in the user's cache
 //! (`XDG_CACHE_HOME`, or `.cache` at home). Its name is a hash of the source, the options and
 //! NVRTC's version, so it is never out of date; a file that was cut short or changed is not
-//! used. Without such a folder the kernels are compiled anew each time, which takes seconds.
+//! used. Without such a folder every process compiles them anew, which takes seconds.
 
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use cudarc::nvrtc::{result, sys};
 use sha2::{Digest, Sha256};
@@ -25,18 +26,29 @@ pub(super) fn kernels(capability: (i32, i32), nvrtc: (i32, i32)) -> Result<Vec<u
     let target = Target::new(capability, &architectures()?);
     let options = target.options();
     let key = key(&options, nvrtc);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, code)) = last.as_ref().filter(|(other, _)| *other == key) {
+        return Ok(code.clone());
+    }
     let file = cache_folder(|name| std::env::var_os(name).map(PathBuf::from))
         .map(|folder| folder.join(format!("kernels-{key}.bin")));
-    if let Some(code) = file.as_deref().and_then(read) {
-        return Ok(code);
-    }
-    let code = compile(&target, &options)?;
-    if let Some(file) = file {
-        // Whatever keeps it from being written, the code is there.
-        let _ = write(&file, &code);
-    }
+    let code = match file.as_deref().and_then(read) {
+        Some(code) => code,
+        None => {
+            let code = compile(&target, &options)?;
+            if let Some(file) = file {
+                // Whatever keeps it from being written, the code is there.
+                let _ = write(&file, &code);
+            }
+            code
+        }
+    };
+    *last = Some((key, code.clone()));
     Ok(code)
 }
+
+/// What was last compiled or read in this process, and its key.
+static LAST: Mutex<Option<(String, Vec<u8>)>> = Mutex::new(None);
 
 /// What to compile for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,6 +10,7 @@
 
 mod backend;
 mod blas;
+mod buffers;
 pub(crate) mod check;
 mod compile;
 mod driver;
@@ -20,8 +21,9 @@ mod ops;
 mod probe;
 
 pub(crate) use backend::{staged_len, Address, Argument, Backend};
+pub(crate) use buffers::{arguments, Cuda, Lengths};
 pub(crate) use driver::Gpu;
-pub(crate) use ops::{arguments, Cuda, Lengths};
+
 pub(crate) use probe::devices;
 
 pub use check::{self_test, Check};

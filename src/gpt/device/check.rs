@@ -105,8 +105,9 @@ impl Case {
     }
 }
 
-/// Models with every kind of token, edge and conditioning.
-fn cases() -> Result<Vec<Case>, DeviceError> {
+/// Models with every kind of token, edge and conditioning; with `wide`, also one of the size
+/// that models have in use.
+fn cases(wide: bool) -> Result<Vec<Case>, DeviceError> {
     let small = |base: ModelConfig| ModelConfig {
         width: 24,
         blocks: 2,
@@ -124,11 +125,23 @@ fn cases() -> Result<Vec<Case>, DeviceError> {
         conditioning: Conditioning::OwnTokens,
         ..chunks
     };
-    Ok(vec![
+    let mut cases = vec![
         Case::new("units", units, &mlp(&[3, 17, 2])?)?,
         Case::new("edges", deep, &graph()?)?,
         Case::new("chunks", chunks, &mlp(&[5, 7, 3])?)?,
-    ])
+    ];
+    if wide {
+        let config = ModelConfig { width: 256, blocks: 3, heads: 8, ..ModelConfig::default() };
+        let mut case = Case::new("a wide model", config, &mlp(&[64, 40, 10])?)?;
+        // The deviation that parameters begin with.
+        for spec in case.model.parameters() {
+            if spec.decay {
+                case.parameters[spec.range()].iter_mut().for_each(|value| *value *= 0.1);
+            }
+        }
+        cases.push(case);
+    }
+    Ok(cases)
 }
 
 /// Length of the difference as a share of the length of what is expected; infinite where
@@ -168,9 +181,10 @@ impl Penalty<f32> for Pull<'_> {
 pub(crate) fn checks<B: Backend>(
     open: impl Fn() -> Result<B, DeviceError>,
     math: Math,
+    wide: bool,
 ) -> Result<Vec<Check>, DeviceError> {
     let mut checks = Vec::new();
-    for case in cases()? {
+    for case in cases(wide)? {
         let mut add = |what: &str, error: f64, tolerance: f64| {
             let name = format!("{what} of {}, {}", case.name, math.name());
             checks.push(Check { name, error, tolerance });
@@ -386,11 +400,20 @@ mod tests {
         for math in [Math::F32, Math::Bf16] {
             // TF32 is what only a GPU has.
             let open = || Emulator::fast().ok_or(DeviceError::NotBuilt);
-            match checks(open, math) {
+            match checks(open, math, false) {
                 Ok(checks) => assert_pass(&checks),
                 Err(DeviceError::NotBuilt) => {}
                 Err(problem) => panic!("{problem}"),
             }
+        }
+    }
+
+    #[test]
+    #[ignore = "takes minutes"]
+    fn a_wide_model_on_an_emulated_device_equals_the_cpu_engine() {
+        for math in [Math::F32, Math::Bf16] {
+            let open = || Emulator::fast().ok_or(DeviceError::NotBuilt);
+            assert_pass(&checks(open, math, true).unwrap());
         }
     }
 

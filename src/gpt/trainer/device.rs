@@ -282,7 +282,7 @@ fn draw(
 ) {
     for step in steps {
         let mut batch = again.try_recv().unwrap_or_else(|_| Batch::new(samples, size));
-        batch.draw(step, &mut pairs, &schedule, seed);
+        batch.draw((step, step), &mut pairs, &schedule, seed);
         if ready.send(batch).is_err() {
             return;
         }

@@ -1,5 +1,9 @@
 //! Trainings on made-up runs.
 
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
+
 use super::*;
 use crate::checkpoints::{DatasetConfig, Metadata, RunInfo, Store};
 use crate::layout::LayoutBuilder;
