@@ -57,6 +57,7 @@ fn every_command_explains_itself() {
         "record",
         "train",
         "eval",
+        "devices",
         "initialisations",
         "diversity",
         "walk",
@@ -91,6 +92,36 @@ fn wrong_arguments_end_with_two() {
     assert!(fails(&late, 2).contains("--from-run is 2"));
     assert!(!Path::new("x").exists());
     assert!(fails(&["compare", "mnist", "--data", "."], 1).contains("train-images-idx3-ubyte"));
+}
+
+#[test]
+fn devices_are_listed_and_those_that_cannot_be_used_say_why() {
+    let found = json(&["devices", "--json"]);
+    let devices = found["devices"].as_array().unwrap();
+    assert_eq!(
+        (devices[0]["device"].as_str(), &devices[0]["problem"]),
+        (Some("cpu"), &Value::Null)
+    );
+    assert!(devices.len() > 1);
+    let table = succeeds(&["devices"]);
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("net.safetensors");
+    let out = out.to_str().unwrap();
+    for device in &devices[1..] {
+        let name = device["device"].as_str().unwrap();
+        assert!(table.contains(name), "{table}");
+        let sample = ["sample", "digits", "--out", out, "--device", name];
+        match device["problem"].as_str() {
+            Some(problem) => {
+                let error = fails(&sample, 1);
+                assert!(error.contains(problem), "{error}");
+            }
+            None => drop(succeeds(&sample)),
+        }
+    }
+    assert!(fails(&["compare", "--device", "gpu"], 2).contains("cuda:0:bf16"));
+    let error = fails(&["sample", "digits", "--out", out, "--device", "cuda:63"], 1);
+    assert!(error.starts_with("error: "), "{error}");
 }
 
 #[test]

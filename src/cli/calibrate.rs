@@ -52,7 +52,8 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
     let mut weights = load_weights(&arguments.weights, task.as_ref())?;
     weights.header.calibration = None;
     let sampler = weights.header.sampler;
-    let config = GptConfig { threads: terminal.threads, ..GptConfig::default() };
+    let (threads, device) = (terminal.threads, terminal.device);
+    let config = GptConfig { threads, device, ..GptConfig::default() };
     let gpt = Gpt::new(weights.clone(), config)?;
     let origin = arguments.weights.display().to_string();
     let mut loaded = Loaded { task, gpt, origin, sampler };

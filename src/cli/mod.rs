@@ -5,6 +5,7 @@
 
 mod calibrate;
 mod compare;
+mod devices;
 mod diversity;
 mod eval;
 mod initialisations;
@@ -20,6 +21,7 @@ mod walk;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use lopt::engine::Device;
 
 use output::Failure;
 use terminal::Terminal;
@@ -66,6 +68,16 @@ struct Shared {
         value_parser = clap::value_parser!(u16).range(1..=1024)
     )]
     threads: Option<u16>,
+    /// What G.pt runs on: cpu, cuda, cuda:1 (see `lopt devices`), or with the precision of matrix
+    /// products, cuda:0:f32, cuda:0:tf32 (the default on a GPU) or cuda:0:bf16
+    #[arg(
+        long,
+        global = true,
+        value_name = "DEVICE",
+        default_value = "cpu",
+        help_heading = "Everywhere"
+    )]
+    device: Device,
 }
 
 #[derive(Debug, Subcommand)]
@@ -81,6 +93,7 @@ enum Command {
     Walk(walk::Arguments),
     Sample(sample::Arguments),
     Inspect(inspect::Arguments),
+    Devices(devices::Arguments),
 }
 
 /// Runs the command that the process was started with.
@@ -104,6 +117,7 @@ pub fn main() -> ExitCode {
         Command::Walk(arguments) => walk::run(&arguments, &terminal),
         Command::Sample(arguments) => sample::run(&arguments, &terminal),
         Command::Inspect(arguments) => inspect::run(&arguments, &terminal),
+        Command::Devices(arguments) => devices::run(&arguments, &terminal),
     });
     result.map_or_else(Failure::report, |()| ExitCode::SUCCESS)
 }

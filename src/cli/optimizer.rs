@@ -115,6 +115,7 @@ impl OptimizerArguments {
         let config = GptConfig {
             seed,
             threads: terminal.threads,
+            device: terminal.device,
             sampler: Some(sampler),
             ..GptConfig::default()
         };
@@ -149,6 +150,7 @@ impl Loaded {
         let mut value = serde_json::to_value(result)?;
         value["weights"] = json!(self.origin);
         value["threads"] = json!(terminal.threads);
+        value["device"] = json!(terminal.device.to_string());
         value["report"] = json!(report);
         value["lopt"] = json!(env!("CARGO_PKG_VERSION"));
         print_json(&value)
@@ -161,7 +163,7 @@ impl Loaded {
             weights: self.origin.clone(),
             task: self.task.summary(),
             threads: terminal.threads,
-            more: self.facts(),
+            more: self.facts(terminal),
         }
     }
 
@@ -181,7 +183,7 @@ impl Loaded {
     }
 
     /// Names and values for a report.
-    fn facts(&self) -> Vec<(String, String)> {
+    fn facts(&self, terminal: &Terminal) -> Vec<(String, String)> {
         let header = &self.gpt.weights().header;
         let config = &header.config;
         [
@@ -203,6 +205,7 @@ impl Loaded {
                     self.sampler.kind, self.sampler.steps, self.sampler.temperature
                 ),
             ),
+            ("device", terminal.device.to_string()),
             ("made from", header.provenance.to_string()),
         ]
         .map(|(name, value)| (name.to_owned(), value))

@@ -163,7 +163,8 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
     let starts = match (&arguments.start_from, arguments.from_run) {
         (Some(path), Some(first)) => {
             let weights = load_weights(path, task.as_ref())?;
-            let settings = GptConfig { threads: terminal.threads, ..GptConfig::default() };
+            let (threads, device) = (terminal.threads, terminal.device);
+            let settings = GptConfig { threads, device, ..GptConfig::default() };
             let mut gpt = Gpt::new(weights, settings)?;
             Starts::sample(task.as_ref(), &mut gpt, config.seed, first..config.runs)?
         }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use lopt::engine::Device;
 use lopt::eval::Monitor;
 
 use super::output::Failure;
@@ -16,6 +17,8 @@ pub struct Terminal {
     pub json: bool,
     /// Threads to use.
     pub threads: usize,
+    /// What G.pt runs on.
+    pub device: Device,
     silent: bool,
     stop: Arc<AtomicBool>,
     bar: Mutex<ProgressBar>,
@@ -37,7 +40,7 @@ impl Terminal {
         })?;
         let silent = shared.quiet || shared.json;
         let bar = Mutex::new(ProgressBar::hidden());
-        Ok(Self { json: shared.json, threads, silent, stop, bar })
+        Ok(Self { json: shared.json, threads, device: shared.device, silent, stop, bar })
     }
 
     /// Set when Ctrl-C was pressed.

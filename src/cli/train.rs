@@ -300,7 +300,8 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
     let (dataset, recordings) = arguments.dataset()?;
     let (model, config) = arguments.configs(dataset.metric().kind)?;
     let dataset = Arc::new(dataset);
-    let mut trainer = Trainer::new(dataset.clone(), model, config, terminal.threads)?;
+    let (device, threads) = (terminal.device, terminal.threads);
+    let mut trainer = Trainer::on(device, dataset.clone(), model, config, threads)?;
     if trainer.config().behavior > 0.0 {
         trainer = trainer.with_behavior(Box::new(arguments.task_behavior(&dataset)?));
     }
@@ -334,6 +335,7 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
         "trainer": trainer.config(),
         "stores": recordings,
     });
+    trainer.synchronize()?;
     let weights = trainer.weights(sampler, task, provenance);
     let precision = match arguments.precision {
         Width::F32 => Precision::F32,

@@ -9,12 +9,16 @@
 //! Same seed, same number of threads: the same bits.
 
 pub(crate) mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+mod device;
 mod float;
 mod ops;
 mod optimize;
 mod threads;
 
 pub(crate) use cpu::linear;
+pub use device::{devices, Device, DeviceError, DeviceReport, Math};
 pub use float::Float;
 pub(crate) use ops::{AttentionShape, EdgeShape, EdgeSlots, LayerNorm, Linear, Ops, Slot, Write};
 pub use optimize::{adamw_ema, global_norm, AdamW, Update};
@@ -59,6 +63,9 @@ pub enum EngineError {
         /// What the system said.
         problem: String,
     },
+    /// A GPU cannot be used.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
 impl EngineError {

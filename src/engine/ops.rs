@@ -6,12 +6,15 @@
 pub(crate) struct Slot {
     pub offset: usize,
     pub width: usize,
+    /// Whether a device may keep its values in bf16. Such slots then lie in an arena of
+    /// their own; on the CPU all are alike.
+    pub narrow: bool,
 }
 
 impl Slot {
     /// The same slot without its first `rows` rows.
     pub fn skip(self, rows: usize) -> Self {
-        Self { offset: self.offset + rows * self.width, width: self.width }
+        Self { offset: self.offset + rows * self.width, ..self }
     }
 
     /// Positions of the first `rows` rows in the arena.

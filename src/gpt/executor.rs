@@ -407,17 +407,24 @@ impl<F: Float> Executor<F> {
     /// Checks lengths; the number of samples.
     fn check(&self, parameters: &[F], inputs: &Inputs<'_, F>) -> Result<usize, EngineError> {
         EngineError::check("parameters", parameters.len(), self.model.num_parameters())?;
-        let batch = inputs.timestep.len();
-        if batch == 0 || batch > self.capacity {
-            return Err(EngineError::Batch { found: batch, capacity: self.capacity });
+        inputs.check(&self.model, self.capacity)
+    }
+}
+
+impl<F> Inputs<'_, F> {
+    /// Checks lengths; the number of samples, of at most `capacity`.
+    pub(super) fn check(&self, model: &Transformer, capacity: usize) -> Result<usize, EngineError> {
+        let batch = self.timestep.len();
+        if batch == 0 || batch > capacity {
+            return Err(EngineError::Batch { found: batch, capacity });
         }
-        let values = batch * self.model.layout().num_parameters();
-        EngineError::check("noised", inputs.noised.len(), values)?;
-        EngineError::check("start", inputs.start.len(), values)?;
-        EngineError::check("delta", inputs.delta.len(), batch)?;
-        if self.model.config().absolute_conditioning {
-            EngineError::check("target", inputs.target.len(), batch)?;
-            EngineError::check("current", inputs.current.len(), batch)?;
+        let values = batch * model.layout().num_parameters();
+        EngineError::check("noised", self.noised.len(), values)?;
+        EngineError::check("start", self.start.len(), values)?;
+        EngineError::check("delta", self.delta.len(), batch)?;
+        if model.config().absolute_conditioning {
+            EngineError::check("target", self.target.len(), batch)?;
+            EngineError::check("current", self.current.len(), batch)?;
         }
         Ok(batch)
     }

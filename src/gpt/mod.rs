@@ -6,6 +6,8 @@
 mod behavior;
 mod calibration;
 pub mod config;
+#[cfg(feature = "cuda")]
+mod device;
 pub mod diffusion;
 mod edges;
 pub mod embedding;
@@ -23,6 +25,10 @@ mod weights;
 pub use behavior::{Behavior, BehaviorError};
 pub use calibration::Calibration;
 pub use config::{Conditioning, ConfigError, ModelConfig, Prediction, Tokenization};
+#[cfg(feature = "cuda")]
+pub(crate) use device::checks as device_checks;
+#[cfg(feature = "cuda")]
+pub use device::DeviceExecutor;
 pub use diffusion::NoiseSchedule;
 pub use executor::{Executor, Inputs, Penalty, Target};
 pub use file::{FileError, Precision};

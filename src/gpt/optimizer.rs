@@ -13,7 +13,7 @@ use super::{
     ConfigError, Executor, Inputs, NoiseSource, Sampler, SamplerConfig, SeededNoise, Transformer,
     Weights, WeightsError, DIFFUSION_STEPS,
 };
-use crate::engine::EngineError;
+use crate::engine::{self, EngineError};
 use crate::network::{flatten, unflatten, Network};
 use crate::optimizer::{
     AppliedPrompt, Feedback, LearnedOptimizer, Needs, OptimizerState, PromptPolicy, StateError,
@@ -122,6 +122,9 @@ pub struct GptConfig {
     pub seed: u64,
     /// Threads that a batch is split over. Default 1; a single update uses one.
     pub threads: usize,
+    /// What it runs on. Default the CPU. On a GPU a seed gives the same samples, but for
+    /// rounding.
+    pub device: engine::Device,
     /// What to do with a prompt outside the trained range. Default [`PromptPolicy::Clamp`].
     pub policy: PromptPolicy,
     /// Sampler; `None`, the default, takes the one that the weights name.
@@ -130,7 +133,13 @@ pub struct GptConfig {
 
 impl Default for GptConfig {
     fn default() -> Self {
-        Self { seed: 0, threads: 1, policy: PromptPolicy::default(), sampler: None }
+        Self {
+            seed: 0,
+            threads: 1,
+            device: engine::Device::Cpu,
+            policy: PromptPolicy::default(),
+            sampler: None,
+        }
     }
 }
 
@@ -196,7 +205,7 @@ impl Gpt {
     /// metric that the weights were trained on.
     ///
     /// # Errors
-    /// If the weights or the configuration are not usable.
+    /// If the weights, the configuration or the device are not usable.
     pub fn new(weights: Weights, config: GptConfig) -> crate::Result<Self> {
         config.validate()?;
         weights.header.validate()?;
@@ -204,7 +213,7 @@ impl Gpt {
         let model = Arc::new(weights.model()?);
         Ok(Self {
             sampler: Sampler::new(&sampler, DIFFUSION_STEPS, model.config().prediction)?,
-            engine: Engine::new(model, config.threads)?,
+            engine: Engine::new(&config, model, &weights.parameters)?,
             prompt: weights.header.prompt_range.best,
             config,
             weights,
@@ -598,8 +607,15 @@ fn batches<'a>(
     })
 }
 
+/// What samples are made with.
+enum Engine {
+    Cpu(Box<OnCpu>),
+    #[cfg(feature = "cuda")]
+    Device(Box<super::device::DeviceModel<engine::cuda::Gpu>>),
+}
+
 /// The executor, grown when a larger batch is asked for.
-struct Engine {
+struct OnCpu {
     model: Arc<Transformer>,
     threads: usize,
     executor: Executor<f32>,
@@ -607,9 +623,28 @@ struct Engine {
 }
 
 impl Engine {
-    fn new(model: Arc<Transformer>, threads: usize) -> Result<Self, EngineError> {
-        let executor = Executor::for_inference(model.clone(), 1, threads)?;
-        Ok(Self { model, threads, executor, capacity: 1 })
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
+    fn new(
+        config: &GptConfig,
+        model: Arc<Transformer>,
+        parameters: &[f32],
+    ) -> Result<Self, EngineError> {
+        match config.device {
+            engine::Device::Cpu => {
+                let threads = config.threads;
+                let executor = Executor::for_inference(model.clone(), 1, threads)?;
+                Ok(Self::Cpu(OnCpu { model, threads, executor, capacity: 1 }.into()))
+            }
+            #[cfg(feature = "cuda")]
+            engine::Device::Cuda { index, math } => {
+                let gpu = engine::cuda::Gpu::open(index)?;
+                let mut own = super::device::DeviceModel::new(gpu, model, math, MAX_BATCH, false)?;
+                own.set_parameters(parameters)?;
+                Ok(Self::Device(own.into()))
+            }
+            #[cfg(not(feature = "cuda"))]
+            engine::Device::Cuda { .. } => Err(engine::DeviceError::NotBuilt.into()),
+        }
     }
 
     /// One sample for each row.
@@ -621,10 +656,6 @@ impl Engine {
         batch: &Batch,
     ) -> Result<Vec<f32>, SampleError> {
         let rows = batch.current.len();
-        if rows > self.capacity {
-            self.executor = Executor::for_inference(self.model.clone(), rows, self.threads)?;
-            self.capacity = rows;
-        }
         let normalizer = &weights.header.normalizer;
         let mut start = batch.start.clone();
         normalizer.normalize(&mut start);
@@ -634,21 +665,39 @@ impl Engine {
             batch.target.iter().map(|&wanted| weights.header.asked_for(wanted)).collect();
         let (current, target) = (narrow(&batch.current), narrow(&asked));
         let delta: Vec<f32> = target.iter().zip(&current).map(|(t, c)| t - c).collect();
-        let mut timestep = vec![0.0; rows];
-        let executor = &mut self.executor;
-        let predict = &mut |noised: &[f32], t: f32, output: &mut [f32]| {
-            timestep.fill(t);
-            let inputs = Inputs {
-                noised,
-                start: &start,
-                timestep: &timestep,
-                delta: &delta,
-                target: &target,
-                current: &current,
-            };
-            executor.predict(&weights.parameters, &inputs, output)
+        let mut sample = match self {
+            Self::Cpu(own) => {
+                if rows > own.capacity {
+                    own.executor = Executor::for_inference(own.model.clone(), rows, own.threads)?;
+                    own.capacity = rows;
+                }
+                let mut timestep = vec![0.0; rows];
+                let executor = &mut own.executor;
+                let predict = &mut |noised: &[f32], t: f32, output: &mut [f32]| {
+                    timestep.fill(t);
+                    let inputs = Inputs {
+                        noised,
+                        start: &start,
+                        timestep: &timestep,
+                        delta: &delta,
+                        target: &target,
+                        current: &current,
+                    };
+                    executor.predict(&weights.parameters, &inputs, output)
+                };
+                sampler.sample(noise, start.len(), predict)?
+            }
+            #[cfg(feature = "cuda")]
+            Self::Device(own) => {
+                let conditions = super::device::Conditions {
+                    start: &start,
+                    delta: &delta,
+                    target: &target,
+                    current: &current,
+                };
+                own.sample(sampler, noise, &conditions)?
+            }
         };
-        let mut sample = sampler.sample(noise, start.len(), predict)?;
         normalizer.unnormalize(&mut sample);
         Ok(sample)
     }

@@ -205,14 +205,14 @@ pub struct Trace<'a, F> {
 
 /// Weights of one step; see the [module](self).
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Step {
-    timestep: usize,
+pub(super) struct Step {
+    pub(super) timestep: usize,
     /// Weights of `x_t` and of the output in `x_0`.
-    from_output: (f64, f64),
-    start: f64,
-    previous_start: f64,
-    noised: f64,
-    noise: f64,
+    pub(super) from_output: (f64, f64),
+    pub(super) start: f64,
+    pub(super) previous_start: f64,
+    pub(super) noised: f64,
+    pub(super) noise: f64,
 }
 
 /// Draws parameters from a model of one denoising step.
@@ -235,9 +235,9 @@ struct Step {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampler {
     /// In the order in which they are taken.
-    steps: Vec<Step>,
-    clip: Option<(f64, f64)>,
-    temperature: f64,
+    pub(super) steps: Vec<Step>,
+    pub(super) clip: Option<(f64, f64)>,
+    pub(super) temperature: f64,
 }
 
 impl Sampler {

@@ -13,37 +13,33 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::behavior::{Behavior, BehaviorError, BehaviorPenalty};
+use super::behavior::{Behavior, BehaviorError};
 use super::file::{self, Contents, Entry, FileError, Precision};
 use super::{
-    ConfigError, Executor, Inputs, ModelConfig, NoiseSchedule, Normalizer, Penalty, Prediction,
-    PromptRange, SamplerConfig, Target, Transformer, Weights, WeightsHeader, DIFFUSION_STEPS,
+    ConfigError, Executor, ModelConfig, NoiseSchedule, Normalizer, Prediction, PromptRange,
+    SamplerConfig, Transformer, Weights, WeightsHeader, DIFFUSION_STEPS,
 };
-use crate::checkpoints::{
-    Dataset, PairBatch, PairConfig, PairSampler, Part, Statistics, StoreError,
-};
-use crate::engine::{adamw_ema, global_norm, AdamW, EngineError, Update};
+use crate::checkpoints::{Dataset, PairConfig, PairSampler, Part, Statistics, StoreError};
+use crate::engine::{adamw_ema, global_norm, AdamW, Device, EngineError, Update};
 use crate::layout::Layout;
 use crate::metric::{Direction, Metric};
 
+mod batch;
 mod config;
+#[cfg(feature = "cuda")]
+mod device;
 #[cfg(test)]
 mod tests;
 
 pub use config::TrainerConfig;
 
+use batch::{penalty, target, Batch};
+
 /// Kind of file, in its header.
 const KIND: &str = "G.pt training state";
-/// Separates the noise of a step from its choice of pairs.
-const NOISE_SEED: u64 = 0x6e6f_6973_655f_5f5f;
-/// And both from the inputs that networks are compared on.
-const BEHAVIOR_SEED: u64 = 0x6265_6861_7669_6f72;
 
 /// Why a training cannot start, go on or be saved.
 #[derive(Debug, thiserror::Error)]
@@ -193,64 +189,20 @@ pub struct Trainer {
     schedule: NoiseSchedule,
     pairs: PairSampler,
     decayed: Vec<Range<usize>>,
-    executor: Executor<f32>,
+    runner: Runner,
+    /// On a GPU, as it was when last read.
     state: State,
     batch: Batch,
-    gradient: Vec<f32>,
 }
 
-/// Buffers of one batch.
-struct Batch {
-    pairs: PairBatch,
-    noised: Vec<f32>,
-    noise: Vec<f32>,
-    timestep: Vec<f32>,
-    delta: Vec<f32>,
-    target: Vec<f32>,
-    current: Vec<f32>,
-}
-
-impl Batch {
-    fn new(samples: usize, size: usize) -> Self {
-        Self {
-            pairs: PairBatch::new(samples, size),
-            noised: vec![0.0; samples * size],
-            noise: vec![0.0; samples * size],
-            timestep: vec![0.0; samples],
-            delta: vec![0.0; samples],
-            target: vec![0.0; samples],
-            current: vec![0.0; samples],
-        }
-    }
-
-    /// Draws timesteps and noise, and noises the later checkpoints.
-    fn noise(&mut self, schedule: &NoiseSchedule, rng: &mut ChaCha8Rng) {
-        let size = self.noised.len() / self.timestep.len();
-        for n in 0..self.timestep.len() {
-            let t = rng.gen_range(0..schedule.len());
-            self.timestep[n] = t as f32;
-            let row = n * size..(n + 1) * size;
-            self.noise[row.clone()].fill_with(|| rng.sample(StandardNormal));
-            let (clean, noise) = (&self.pairs.end[row.clone()], &self.noise[row.clone()]);
-            schedule.q_sample(t, clean, noise, &mut self.noised[row]);
-            // The difference is formed in f64, as in the reference when it trains.
-            let (from, to) = (self.pairs.start_metric[n], self.pairs.end_metric[n]);
-            self.delta[n] = (to - from) as f32;
-            self.target[n] = to as f32;
-            self.current[n] = from as f32;
-        }
-    }
-
-    fn inputs(&self) -> Inputs<'_, f32> {
-        Inputs {
-            noised: &self.noised,
-            start: &self.pairs.start,
-            timestep: &self.timestep,
-            delta: &self.delta,
-            target: &self.target,
-            current: &self.current,
-        }
-    }
+/// What takes steps.
+enum Runner {
+    Cpu {
+        executor: Box<Executor<f32>>,
+        gradient: Vec<f32>,
+    },
+    #[cfg(feature = "cuda")]
+    Device(Box<device::OnDevice>),
 }
 
 impl Trainer {
@@ -263,6 +215,44 @@ impl Trainer {
         model: ModelConfig,
         config: TrainerConfig,
         threads: usize,
+    ) -> Result<Self, TrainError> {
+        Self::on(Device::Cpu, dataset, model, config, threads)
+    }
+
+    /// A training on a device. On a GPU, `threads` threads draw pairs and noise ahead: the same
+    /// as on the CPU.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), or if the device cannot be used.
+    pub fn on(
+        device: Device,
+        dataset: Arc<Dataset>,
+        model: ModelConfig,
+        config: TrainerConfig,
+        threads: usize,
+    ) -> Result<Self, TrainError> {
+        let runner = |model: &Arc<Transformer>, config: &TrainerConfig| match device {
+            Device::Cpu => Ok(Runner::Cpu {
+                executor: Executor::for_training(model.clone(), config.batch, threads)?.into(),
+                gradient: vec![0.0; model.num_parameters()],
+            }),
+            #[cfg(feature = "cuda")]
+            Device::Cuda { index, math } => {
+                let gpu = crate::engine::cuda::Gpu::open(index).map_err(EngineError::from)?;
+                let on = device::OnDevice::new(gpu, model.clone(), math, config.batch, threads)?;
+                Ok(Runner::Device(on.into()))
+            }
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda { .. } => Err(EngineError::from(crate::engine::DeviceError::NotBuilt)),
+        };
+        Self::with_runner(runner, dataset, model, config)
+    }
+
+    fn with_runner(
+        runner: impl FnOnce(&Arc<Transformer>, &TrainerConfig) -> Result<Runner, EngineError>,
+        dataset: Arc<Dataset>,
+        model: ModelConfig,
+        config: TrainerConfig,
     ) -> Result<Self, TrainError> {
         config.validate()?;
         if model.prediction != Prediction::Start {
@@ -280,30 +270,54 @@ impl Trainer {
             ..PairConfig::default()
         };
         let pairs = PairSampler::new(dataset.clone(), Part::Train, pairs)?;
-        let executor = Executor::for_training(model.clone(), config.batch, threads)?;
+        let runner = runner(&model, &config)?;
         let parameters: Vec<f32> = model.initialize(config.seed);
         let zeros = vec![0.0; parameters.len()];
         let state = State {
             step: 0,
             average: parameters.clone(),
             first_moment: zeros.clone(),
-            second_moment: zeros.clone(),
+            second_moment: zeros,
             parameters,
         };
-        Ok(Self {
+        let mut trainer = Self {
             schedule: NoiseSchedule::linear(DIFFUSION_STEPS)?,
             batch: Batch::new(config.batch, dataset.layout().num_parameters()),
             decayed: model.decayed(),
-            gradient: zeros,
             dataset,
             config,
             model,
             statistics,
             pairs,
-            executor,
+            runner,
             state,
             behavior: None,
-        })
+        };
+        trainer.send_state()?;
+        Ok(trainer)
+    }
+
+    /// Brings the state to the device; nothing to do on the CPU.
+    fn send_state(&mut self) -> Result<(), TrainError> {
+        #[cfg(feature = "cuda")]
+        if let Runner::Device(device) = &mut self.runner {
+            device.send_state(&self.state)?;
+        }
+        Ok(())
+    }
+
+    /// Brings the state from a GPU: [`weights`](Self::weights) takes it from here. It is also
+    /// brought after the last step and by [`held_out_loss`](Self::held_out_loss). On the CPU
+    /// there is nothing to do.
+    ///
+    /// # Errors
+    /// If the device has failed.
+    pub fn synchronize(&mut self) -> Result<(), TrainError> {
+        #[cfg(feature = "cuda")]
+        if let Runner::Device(device) = &self.runner {
+            device.read_state(&mut self.state)?;
+        }
+        Ok(())
     }
 
     /// Gives the behavioural loss what it compares answers with. Without a weight
@@ -338,7 +352,7 @@ impl Trainer {
         }
         self.state.parameters.copy_from_slice(&weights.parameters);
         self.state.average.copy_from_slice(&weights.parameters);
-        Ok(())
+        self.send_state()
     }
 
     /// Steps that have been taken.
@@ -368,53 +382,45 @@ impl Trainer {
     /// is then that before the step.
     pub fn step(&mut self) -> Result<StepReport, TrainError> {
         let step = self.state.step;
-        self.pairs.fill(step, &mut self.batch.pairs);
-        let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed ^ NOISE_SEED);
-        rng.set_stream(step);
-        self.batch.noise(&self.schedule, &mut rng);
-        let prediction = self.model.config().prediction;
-        let weight = self.config.behavior;
-        let penalty = match &self.behavior {
-            _ if weight == 0.0 => None,
-            None => return Err(TrainError::NoBehavior { weight }),
-            Some(behavior) => {
-                let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed ^ BEHAVIOR_SEED);
-                rng.set_stream(step);
-                let settings = (self.statistics.scale(), weight, rng.gen());
-                let ends = &self.batch.pairs.end;
-                Some(BehaviorPenalty::new(behavior.as_ref(), ends, self.config.batch, settings))
-            }
-        };
-        let target = Target {
-            penalty: penalty.as_ref().map(|penalty| penalty as &dyn Penalty<f32>),
-            ..Target::new(prediction.target(&self.batch.pairs.end, &self.batch.noise))
-        };
-        let loss = self.executor.loss_and_gradient(
-            &self.state.parameters,
-            &self.batch.inputs(),
-            &target,
-            &mut self.gradient,
-        )?;
-        let divergence = penalty.map(|p| p.mean().map_err(TrainError::Behavior)).transpose()?;
-        let gradient_norm = global_norm(&self.gradient);
-        if !loss.is_finite() || !gradient_norm.is_finite() {
-            return Err(TrainError::Diverged { step, loss, gradient_norm });
-        }
         let learning_rate = self.config.schedule().at(step as f64);
         let settings =
             AdamW { learning_rate, weight_decay: self.config.weight_decay, ..AdamW::default() };
+        let average_decay = self.config.ema_decay.min((1.0 + step as f64) / (10.0 + step as f64));
+        #[cfg(feature = "cuda")]
+        if let Runner::Device(_) = self.runner {
+            return self.step_on_device(settings, average_decay);
+        }
+        self.batch.draw((step, step), &mut self.pairs, &self.schedule, self.config.seed);
+        let penalty = penalty(&self.behavior, &self.config, self.statistics.scale(), &self.batch)?;
+        let target = target(self.model.config().prediction, &self.batch, &penalty);
+        #[cfg_attr(not(feature = "cuda"), allow(irrefutable_let_patterns))]
+        let Runner::Cpu { executor, gradient } = &mut self.runner
+        else {
+            unreachable!("the device has taken the step")
+        };
+        let loss = executor.loss_and_gradient(
+            &self.state.parameters,
+            &self.batch.inputs(),
+            &target,
+            gradient,
+        )?;
+        let divergence = penalty.map(|p| p.mean().map_err(TrainError::Behavior)).transpose()?;
+        let gradient_norm = global_norm(gradient);
+        if !loss.is_finite() || !gradient_norm.is_finite() {
+            return Err(TrainError::Diverged { step, loss, gradient_norm });
+        }
         let update = Update {
             step: step + 1,
-            gradient: &self.gradient,
+            gradient,
             gradient_scale: self.config.gradient_clip.map_or(1.0, |c| clip_scale(gradient_norm, c)),
             decayed: &self.decayed,
             parameters: &mut self.state.parameters,
             first: &mut self.state.first_moment,
             second: &mut self.state.second_moment,
             average: &mut self.state.average,
-            average_decay: self.config.ema_decay.min((1.0 + step as f64) / (10.0 + step as f64)),
+            average_decay,
         };
-        adamw_ema(self.executor.threads(), &settings, update);
+        adamw_ema(executor.threads(), &settings, update);
         self.state.step += 1;
         Ok(StepReport { step, loss, divergence, gradient_norm, learning_rate })
     }
@@ -431,20 +437,27 @@ impl Trainer {
         let mut output = vec![0.0; self.batch.noised.len()];
         let mut total = 0.0;
         for index in 0..batches {
-            pairs.fill(index, &mut self.batch.pairs);
-            let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed ^ NOISE_SEED);
-            rng.set_stream(u64::MAX - index);
-            self.batch.noise(&self.schedule, &mut rng);
-            self.executor.predict(&self.state.average, &self.batch.inputs(), &mut output)?;
+            let streams = (index, u64::MAX - index);
+            self.batch.draw(streams, &mut pairs, &self.schedule, self.config.seed);
+            let inputs = self.batch.inputs();
+            match &mut self.runner {
+                Runner::Cpu { executor, .. } => {
+                    executor.predict(&self.state.average, &inputs, &mut output)?;
+                }
+                #[cfg(feature = "cuda")]
+                Runner::Device(device) => device.predict_with_average(&inputs, &mut output)?,
+            }
             let prediction = self.model.config().prediction;
             let target = prediction.target(&self.batch.pairs.end, &self.batch.noise);
             let squares = output.iter().zip(target).map(|(&a, &b)| f64::from(a - b).powi(2));
             total += squares.sum::<f64>() / output.len() as f64;
         }
+        self.synchronize()?;
         Ok(total / batches as f64)
     }
 
-    /// The averaged parameters, ready to sample from or to save.
+    /// The averaged parameters, ready to sample from or to save. On a GPU, those that were
+    /// brought from it last, see [`synchronize`](Self::synchronize).
     ///
     /// `task` is the name of what the runs solve; `provenance` is kept as it is.
     pub fn weights(
@@ -492,12 +505,23 @@ impl Trainer {
     /// # Errors
     /// If the disk is full, say.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), TrainError> {
-        let shape = [self.state.parameters.len()];
+        #[cfg(not(feature = "cuda"))]
+        let state = &self.state;
+        #[cfg(feature = "cuda")]
+        let state = &match &self.runner {
+            Runner::Cpu { .. } => std::borrow::Cow::Borrowed(&self.state),
+            Runner::Device(device) => {
+                let mut state = self.state.clone();
+                device.read_state(&mut state)?;
+                std::borrow::Cow::Owned(state)
+            }
+        };
+        let shape = [state.parameters.len()];
         let entries = [
-            ("parameters", &self.state.parameters),
-            ("first_moment", &self.state.first_moment),
-            ("second_moment", &self.state.second_moment),
-            ("average", &self.state.average),
+            ("parameters", &state.parameters),
+            ("first_moment", &state.first_moment),
+            ("second_moment", &state.second_moment),
+            ("average", &state.average),
         ]
         .map(|(name, values)| (Entry { name, shape: &shape, values }, Precision::F32));
         Ok(file::write(path.as_ref(), KIND, &self.header(), &entries)?)
@@ -540,6 +564,6 @@ impl Trainer {
             second_moment: contents.tensor("second_moment", &shape)?,
             average: contents.tensor("average", &shape)?,
         };
-        Ok(())
+        self.send_state()
     }
 }

@@ -22,6 +22,9 @@ use crate::layout::LayoutError;
 /// # Errors
 /// None with dfdx's own devices.
 ///
+/// # Panics
+/// dfdx panics where its `Cuda` device fails to copy; here and in [`unflatten`].
+///
 /// # Examples
 /// ```
 /// use dfdx::prelude::*;

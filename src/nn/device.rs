@@ -11,6 +11,9 @@ use dfdx::tensor_ops::{Device, ReshapeTo};
 use super::Value;
 
 /// A device whose tensors these layers can work on: dfdx's `Cpu`.
+#[diagnostic::on_unimplemented(
+    message = "layers of `lopt::nn` run on dfdx's `Cpu`, not on `{Self}`"
+)]
 pub trait HostDevice<E: Value>: Device<E> {
     /// Values of a contiguous tensor, in order.
     #[doc(hidden)]

@@ -5,10 +5,15 @@
 //! by what their JSON says, never by file name, in `tests/golden` and, where it
 //! is set, in the folder that `LOPT_FIXTURES` names.
 //!
+//! With the feature `cuda`, `LOPT_DEVICE=cuda` runs the passes of `f32` on a GPU: outputs, losses
+//! and gradients. The rest stays on the CPU.
+//!
 //! Each line shows the check that came nearest to its tolerance.
 
 mod augment;
 mod case;
+#[cfg(feature = "cuda")]
+mod device;
 mod diffusion;
 mod metrics;
 mod model;
@@ -33,7 +38,9 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // In turn, so that each line is printed whole.
     arguments.test_threads = Some(1);
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    // A test program that was copied to another machine is told where they lie.
+    let golden = std::env::var_os("LOPT_GOLDEN")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"), PathBuf::from);
     let mut trials = Vec::new();
     collect("golden", &golden, &mut trials);
     if let Some(folder) = std::env::var_os("LOPT_FIXTURES") {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lopt::engine::Float;
 use lopt::gpt::embedding::{self, embed};
-use lopt::gpt::{Executor, Inputs, ModelConfig, Tokenization, Transformer};
+use lopt::gpt::{Executor, Inputs, ModelConfig, Target, Tokenization, Transformer};
 use lopt::layout::{Layout, LayoutBuilder, Role};
 use serde_json::Value;
 
@@ -15,6 +15,8 @@ use crate::report::{Bound, Outcome, Report, DEFAULT};
 pub struct Model<F> {
     pub plan: Arc<Transformer>,
     pub executor: Executor<F>,
+    #[cfg(feature = "cuda")]
+    device: Option<crate::device::OnDevice>,
     pub parameters: Vec<F>,
 }
 
@@ -39,7 +41,13 @@ impl<F: Float> Model<F> {
         let parameters = flat(case, &plan, prefix)?;
         // Two threads, so that the split of a batch is tested too.
         let executor = Executor::for_training(plan.clone(), batch, 2).map_err(|e| e.to_string())?;
-        Ok(Self { plan, executor, parameters })
+        Ok(Self {
+            #[cfg(feature = "cuda")]
+            device: crate::device::OnDevice::named::<F>(&plan, batch)?,
+            plan,
+            executor,
+            parameters,
+        })
     }
 
     /// Output for a batch at these diffusion steps.
@@ -74,7 +82,26 @@ impl<F: Float> Model<F> {
             target: given.target,
             current: given.current,
         };
+        #[cfg(feature = "cuda")]
+        if let Some(device) = &mut self.device {
+            return device.predict(&self.parameters, &inputs, output);
+        }
         self.executor.predict(&self.parameters, &inputs, output).map_err(|e| e.to_string())
+    }
+
+    /// Loss of a batch, and its gradient.
+    pub fn loss_and_gradient(
+        &mut self,
+        inputs: &Inputs<'_, F>,
+        target: &Target<'_, F>,
+        gradient: &mut [F],
+    ) -> Outcome<f64> {
+        #[cfg(feature = "cuda")]
+        if let Some(device) = &mut self.device {
+            return device.loss_and_gradient(&self.parameters, inputs, target, gradient);
+        }
+        let loss = self.executor.loss_and_gradient(&self.parameters, inputs, target, gradient);
+        loss.map_err(|e| e.to_string())
     }
 }
 

@@ -156,10 +156,7 @@ fn run<F: Float>(case: &Case, mut model: Model<F>) -> Outcome<Run<F>> {
             current: &current[rows],
         };
         let wanted = model.plan.config().prediction.target(future, noise);
-        let loss = model
-            .executor
-            .loss_and_gradient(&model.parameters, &inputs, &Target::new(wanted), &mut gradient)
-            .map_err(|e| e.to_string())?;
+        let loss = model.loss_and_gradient(&inputs, &Target::new(wanted), &mut gradient)?;
         let norm = global_norm(&gradient);
         let scale = if clip > 0.0 { clip_scale(norm, clip) } else { 1.0 };
         let learning_rate = rate.at(epoch + step as f64 / iterations);

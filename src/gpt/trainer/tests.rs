@@ -1,11 +1,15 @@
 //! Trainings on made-up runs.
 
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
+
 use super::*;
 use crate::checkpoints::{DatasetConfig, Metadata, RunInfo, Store};
 use crate::layout::LayoutBuilder;
 
 /// Made-up runs: parameters shrink, and the metric with them.
-fn dataset(hidden: usize, runs: u64, metric: Metric) -> Arc<Dataset> {
+pub(super) fn dataset(hidden: usize, runs: u64, metric: Metric) -> Arc<Dataset> {
     let folder = tempfile::tempdir().unwrap();
     let mut builder = LayoutBuilder::new();
     builder.scope("hidden", |b| b.linear(2, hidden, true));
@@ -28,11 +32,11 @@ fn dataset(hidden: usize, runs: u64, metric: Metric) -> Arc<Dataset> {
     Arc::new(Dataset::load(&store, &config).unwrap())
 }
 
-fn model() -> ModelConfig {
+pub(super) fn model() -> ModelConfig {
     ModelConfig { width: 8, blocks: 1, heads: 2, frequencies: 4, ..ModelConfig::default() }
 }
 
-fn config() -> TrainerConfig {
+pub(super) fn config() -> TrainerConfig {
     TrainerConfig { steps: 6, batch: 5, warmup: 2, ..TrainerConfig::default() }
 }
 

@@ -15,6 +15,9 @@ pub(crate) struct Arena {
     pub samples: usize,
     /// Values in all.
     pub len: usize,
+    /// Narrow values in all, which are not among the others; 0 where none are.
+    #[cfg(feature = "cuda")]
+    pub narrow_len: usize,
     /// `[N, 2 P + scalars]`.
     pub input: Slot,
     /// `[N, P]`; the gradient of the output in the backward pass.
@@ -139,6 +142,16 @@ pub(super) struct EdgeGradients {
 impl Arena {
     /// Places the activations of passes over at most `samples` samples.
     pub fn new(model: &Transformer, samples: usize, training: bool) -> Self {
+        Self::place(model, samples, training, Space::default())
+    }
+
+    /// The same, where what products of matrices read may be kept in bf16, apart from the rest.
+    #[cfg(feature = "cuda")]
+    pub fn with_narrow(model: &Transformer, samples: usize, training: bool) -> Self {
+        Self::place(model, samples, training, Space { narrow: Some(0), ..Space::default() })
+    }
+
+    fn place(model: &Transformer, samples: usize, training: bool, mut space: Space) -> Self {
         let config = &model.config;
         let (width, tokens) = (config.width, &model.tokens);
         let (total, outputs) = (tokens.len() * samples, tokens.num_outputs() * samples);
@@ -149,8 +162,6 @@ impl Arena {
             heads: config.heads,
             width,
         };
-        let mut space = Space::default();
-
         let input = space.take(samples, tokens.input_len);
         let output = space.take(samples, parameters);
         let layers = |space: &mut Space, rows: usize, values: usize, chain: &[Linear]| Layers {
@@ -174,13 +185,13 @@ impl Arena {
                 Some(shared) if !training => shared.clone(),
                 _ => BlockSlots {
                     stats_attention: space.take(total, 2),
-                    normed_attention: space.take(total, width),
-                    qkv: space.take(total, 3 * width),
+                    normed_attention: space.take_narrow(total, width),
+                    qkv: space.take_narrow(total, 3 * width),
                     probabilities: space.take(
                         samples,
                         (config.heads * tokens.len()).saturating_mul(padded(tokens.len())),
                     ),
-                    attended: space.take(total, width),
+                    attended: space.take_narrow(total, width),
                     received: edges
                         .iter()
                         .map(|(messages, _)| {
@@ -192,15 +203,15 @@ impl Arena {
                         .collect(),
                     middle: if training { space.take(total, width) } else { stream },
                     stats_mlp: space.take(total, 2),
-                    normed_mlp: space.take(total, width),
-                    hidden: space.hidden(total, 4 * width, training),
+                    normed_mlp: space.take_narrow(total, width),
+                    hidden: space.narrow_hidden(total, 4 * width, training),
                     end: if training { space.take(total, width) } else { stream },
                 },
             };
             blocks.push(slots);
         }
         let stats_out = space.take(outputs, 2);
-        let decoded = space.take(outputs, width);
+        let decoded = space.take_narrow(outputs, width);
         let decoders = tokens.outputs.iter().zip(&model.places.decoders);
         let decoders = decoders
             .map(|(class, chain)| layers(&mut space, class.tokens * samples, class.values, chain))
@@ -214,10 +225,10 @@ impl Arena {
                 sample_weights: space.take(samples, 1),
                 input: space.take(samples, tokens.input_len),
                 stream: space.take(total, width),
-                branch: space.take(total, width),
+                branch: space.take_narrow(total, width),
                 hidden: [space.take(total, width), space.take(total, width)],
-                wide: space.take(total, 4 * width),
-                qkv: space.take(total, 3 * width),
+                wide: space.take_narrow(total, 4 * width),
+                qkv: space.take_narrow(total, 3 * width),
                 values: space.take(samples, widest),
                 edges: edges.iter().map(|edges| space.edge_gradients(samples, edges)).collect(),
             }
@@ -225,6 +236,8 @@ impl Arena {
         Self {
             samples,
             len: space.end,
+            #[cfg(feature = "cuda")]
+            narrow_len: space.narrow.unwrap_or(0),
             input,
             output,
             encoders,
@@ -257,20 +270,31 @@ impl Arena {
 #[derive(Default)]
 struct Space {
     end: usize,
+    /// Where the next narrow slot begins, if they lie apart.
+    narrow: Option<usize>,
 }
 
 impl Space {
     fn take(&mut self, rows: usize, width: usize) -> Slot {
-        let slot = Slot { offset: self.end, width };
-        // What overflows cannot be allocated either: the executor says so.
-        let size = rows.saturating_mul(width).checked_next_multiple_of(16);
-        self.end = self.end.saturating_add(size.unwrap_or(usize::MAX));
+        let slot = Slot { offset: self.end, width, narrow: false };
+        self.end = after(self.end, rows, width);
         slot
+    }
+
+    fn take_narrow(&mut self, rows: usize, width: usize) -> Slot {
+        let Some(end) = self.narrow else { return self.take(rows, width) };
+        self.narrow = Some(after(end, rows, width));
+        Slot { offset: end, width, narrow: true }
     }
 
     fn hidden(&mut self, rows: usize, width: usize, training: bool) -> Hidden {
         let value = self.take(rows, width);
         Hidden { value, slope: training.then(|| self.take(rows, width)) }
+    }
+
+    fn narrow_hidden(&mut self, rows: usize, width: usize, training: bool) -> Hidden {
+        let value = self.take_narrow(rows, width);
+        Hidden { value, slope: training.then(|| self.take_narrow(rows, width)) }
     }
 
     fn edges(&mut self, samples: usize, edges: &Edges) -> ([Messages; 2], DecodedEdges) {
@@ -311,4 +335,11 @@ impl Space {
             gates: self.take(shape.to * samples, GATES),
         }
     }
+}
+
+/// Where the next slot begins. What overflows cannot be allocated either: the executor says
+/// so.
+fn after(end: usize, rows: usize, width: usize) -> usize {
+    let size = rows.saturating_mul(width).checked_next_multiple_of(16);
+    end.saturating_add(size.unwrap_or(usize::MAX))
 }
