@@ -79,7 +79,35 @@ fn sum_lanes<F: Float>(lanes: [F; LANES]) -> F {
 
 /// Runs a kernel for the instruction set of this machine.
 fn simd<K: pulp::WithSimd>(kernel: K) -> K::Output {
+    #[cfg(test)]
+    if let Some(arch) = FORCED.get() {
+        return arch.dispatch(kernel);
+    }
     pulp::Arch::new().dispatch(kernel)
+}
+
+#[cfg(test)]
+thread_local! {
+    /// What this thread uses instead of what the machine has.
+    static FORCED: std::cell::Cell<Option<pulp::Arch>> = const { std::cell::Cell::new(None) };
+}
+
+/// Runs `work` for every instruction set that this machine has, the one without vectors first.
+#[cfg(test)]
+pub(crate) fn on_each_instruction_set(mut work: impl FnMut(pulp::Arch)) {
+    let mut sets = vec![pulp::Arch::Scalar];
+    #[cfg(target_arch = "x86_64")]
+    {
+        sets.extend(pulp::x86::V3::try_new().map(pulp::Arch::V3));
+        sets.extend(pulp::x86::V4::try_new().map(pulp::Arch::V4));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    sets.push(pulp::Arch::new());
+    for set in sets {
+        FORCED.set(Some(set));
+        work(set);
+    }
+    FORCED.set(None);
 }
 
 /// One thread's view of a pass: parameters shared by all, gradient and arena
