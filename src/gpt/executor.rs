@@ -57,9 +57,9 @@ pub trait Penalty<F>: Debug + Sync {
     fn add(&self, sample: usize, output: &[F], gradient: &mut [F]);
 }
 
-/// Rows of activations that one pass aims at: as many as stay in the
-/// second-level cache, and enough for full speed of the matrix products.
-const ROWS: usize = 384;
+/// Rows of activations that one pass aims at: so many that packing the weights for it takes
+/// a few hundredths of its time, and few enough that memory does not grow with the batch.
+const ROWS: usize = 1024;
 
 /// Runs passes of one [`Transformer`], with all memory allocated in advance.
 ///
