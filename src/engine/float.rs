@@ -21,6 +21,7 @@ pub trait Float:
     + Send
     + Sync
     + Elementary
+    + Vector
     + 'static
 {
     /// The nearest value to `value`.
@@ -42,6 +43,112 @@ pub trait Elementary: Sized {
     /// Distribution function and density of the standard normal distribution.
     fn normal<S: Simd>(self) -> (Self, Self);
 }
+
+/// Vectors of an instruction set. Kernels that plan with registers name them; what is not
+/// so tight is a loop over a few lanes.
+pub trait Vector: Sized {
+    /// One register of values.
+    type Lanes<S: Simd>: Copy;
+    /// Values in a register.
+    fn lanes<S: Simd>() -> usize;
+    /// The same value in all lanes.
+    fn splat<S: Simd>(simd: S, value: Self) -> Self::Lanes<S>;
+    /// `a + b`.
+    fn add_lanes<S: Simd>(simd: S, a: Self::Lanes<S>, b: Self::Lanes<S>) -> Self::Lanes<S>;
+    /// `a * b + c`, rounded as [`Elementary::fused`].
+    fn fused_lanes<S: Simd>(
+        simd: S,
+        a: Self::Lanes<S>,
+        b: Self::Lanes<S>,
+        c: Self::Lanes<S>,
+    ) -> Self::Lanes<S>;
+    /// Values that fill less than a register, or one, and something.
+    fn partial_load<S: Simd>(simd: S, values: &[Self]) -> Self::Lanes<S>;
+    /// As many values of a register as fit.
+    fn partial_store<S: Simd>(simd: S, values: &mut [Self], lanes: Self::Lanes<S>);
+    /// The values as registers, but for those that fill none.
+    fn as_lanes<S: Simd>(values: &[Self]) -> &[Self::Lanes<S>];
+    /// The same, to be changed.
+    fn as_mut_lanes<S: Simd>(values: &mut [Self]) -> &mut [Self::Lanes<S>];
+}
+
+macro_rules! vector {
+    ($float:ty, $lanes:ident, $count:ident, $splat:ident, $add:ident, $fused:ident, $view:ident, $view_mut:ident, $load:ident, $store:ident) => {
+        impl Vector for $float {
+            type Lanes<S: Simd> = S::$lanes;
+
+            #[inline(always)]
+            fn lanes<S: Simd>() -> usize {
+                S::$count
+            }
+
+            #[inline(always)]
+            fn splat<S: Simd>(simd: S, value: Self) -> S::$lanes {
+                simd.$splat(value)
+            }
+
+            #[inline(always)]
+            fn add_lanes<S: Simd>(simd: S, a: S::$lanes, b: S::$lanes) -> S::$lanes {
+                simd.$add(a, b)
+            }
+
+            #[inline(always)]
+            fn fused_lanes<S: Simd>(
+                simd: S,
+                a: S::$lanes,
+                b: S::$lanes,
+                c: S::$lanes,
+            ) -> S::$lanes {
+                simd.$fused(a, b, c)
+            }
+
+            #[inline(always)]
+            fn partial_load<S: Simd>(simd: S, values: &[Self]) -> S::$lanes {
+                simd.$load(values)
+            }
+
+            #[inline(always)]
+            fn partial_store<S: Simd>(simd: S, values: &mut [Self], lanes: S::$lanes) {
+                simd.$store(values, lanes)
+            }
+
+            #[inline(always)]
+            fn as_lanes<S: Simd>(values: &[Self]) -> &[S::$lanes] {
+                S::$view(values).0
+            }
+
+            #[inline(always)]
+            fn as_mut_lanes<S: Simd>(values: &mut [Self]) -> &mut [S::$lanes] {
+                S::$view_mut(values).0
+            }
+        }
+    };
+}
+
+vector!(
+    f32,
+    f32s,
+    F32_LANES,
+    splat_f32s,
+    add_f32s,
+    mul_add_e_f32s,
+    as_simd_f32s,
+    as_mut_simd_f32s,
+    partial_load_f32s,
+    partial_store_f32s
+);
+vector!(
+    f64,
+    f64s,
+    F64_LANES,
+    splat_f64s,
+    add_f64s,
+    mul_add_e_f64s,
+    as_simd_f64s,
+    as_mut_simd_f64s,
+    partial_load_f64s,
+    partial_store_f64s
+);
 
 /// Whether `S` has fused multiply-add; known when a kernel is compiled.
 #[inline(always)]

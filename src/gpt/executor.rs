@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::embedding::embed;
 use super::transformer::{Arena, Training, Transformer};
-use crate::engine::cpu::{AlignedBuffer, Cpu};
+use crate::engine::cpu::{AlignedBuffer, Cpu, PRODUCT_SCRATCH};
 use crate::engine::{EngineError, Float, Ops, Threads};
 
 /// What G.pt is given for a batch of networks.
@@ -57,9 +57,9 @@ pub trait Penalty<F>: Debug + Sync {
     fn add(&self, sample: usize, output: &[F], gradient: &mut [F]);
 }
 
-/// Rows of activations that one pass aims at: as many as stay in the
-/// second-level cache, and enough for full speed of the matrix products.
-const ROWS: usize = 384;
+/// Rows of activations that one pass aims at: so many that packing the weights for it takes
+/// a few hundredths of its time, and few enough that memory does not grow with the batch.
+const ROWS: usize = 1024;
 
 /// Runs passes of one [`Transformer`], with all memory allocated in advance.
 ///
@@ -106,15 +106,26 @@ pub struct Executor<F> {
     threads: Threads,
     workers: Vec<Worker<F>>,
     capacity: usize,
+    /// Positions of the weights of linear layers, whose gradients need no zeros to begin with.
+    weights: Vec<Range<usize>>,
 }
 
 /// What one thread writes to.
 #[derive(Debug)]
 struct Worker<F> {
     arena: AlignedBuffer<F>,
+    /// For matrix products.
+    scratch: AlignedBuffer<F>,
     /// Empty for the first worker, which writes to the caller's, and at inference.
     gradient: Vec<F>,
     loss: f64,
+}
+
+impl<F: Float> Worker<F> {
+    /// Arena and scratch memory.
+    fn memory(&mut self) -> [&mut [F]; 2] {
+        [self.arena.values(), self.scratch.values()]
+    }
 }
 
 impl<F: Float> Executor<F> {
@@ -161,10 +172,12 @@ impl<F: Float> Executor<F> {
                 true => vec![F::zero(); model.num_parameters()],
                 false => Vec::new(),
             };
-            Ok(Worker { arena: AlignedBuffer::new(arena.len)?, gradient, loss: 0.0 })
+            let scratch = AlignedBuffer::new(PRODUCT_SCRATCH)?;
+            Ok(Worker { arena: AlignedBuffer::new(arena.len)?, scratch, gradient, loss: 0.0 })
         };
         let workers = (0..count).map(worker).collect::<Result<_, EngineError>>()?;
-        Ok(Self { model, arena, threads, workers, capacity: batch })
+        let weights = model.decayed();
+        Ok(Self { model, arena, threads, workers, capacity: batch, weights })
     }
 
     /// The network that is run.
@@ -205,7 +218,7 @@ impl<F: Float> Executor<F> {
         self.threads.install(|| {
             job.fork(0, workers, output, size, None, &|index, worker, rows, _| {
                 let first = job.share(index).start;
-                job.run(index, worker.arena.values(), &mut [], |cpu, samples| {
+                job.run(index, worker.memory(), &mut [], |cpu, samples| {
                     let values = &cpu.arena[job.arena.output.range(samples.len())];
                     rows[(samples.start - first) * size..][..values.len()].copy_from_slice(values);
                 });
@@ -330,7 +343,7 @@ impl<F: Float> Executor<F> {
         let (model, arena) = (&self.model, &self.arena);
         let job = Job { model, arena, parameters, inputs, batch, workers: 1 };
         let mut stages = Vec::new();
-        job.run(0, self.workers[0].arena.values(), &mut [], |cpu, _| {
+        job.run(0, self.workers[0].memory(), &mut [], |cpu, _| {
             let all = job.arena.stages().count();
             for (i, slot) in job.arena.stages().enumerate() {
                 let rows =
@@ -362,7 +375,7 @@ impl<F: Float> Executor<F> {
             workers: self.workers.len(),
         };
         let size = if rows.is_empty() { 0 } else { job.model.layout().num_parameters() };
-        let workers = &mut self.workers;
+        let (workers, all_weights) = (&mut self.workers, &self.weights);
         self.threads.install(|| {
             job.fork(
                 0,
@@ -372,10 +385,18 @@ impl<F: Float> Executor<F> {
                 Some(&mut *gradient),
                 &|index, worker, rows, caller| {
                     let first = job.share(index).start;
-                    let gradient = caller.unwrap_or(&mut worker.gradient);
-                    gradient.fill(F::zero());
+                    let (memory, own) =
+                        ([worker.arena.values(), worker.scratch.values()], &mut worker.gradient);
+                    let gradient = caller.unwrap_or(own);
+                    let mut end = 0;
+                    let idle = job.share(index).is_empty();
+                    for weights in all_weights.iter().filter(|_| !idle) {
+                        gradient[end..weights.start].fill(F::zero());
+                        end = weights.end;
+                    }
+                    gradient[end..].fill(F::zero());
                     let mut loss = 0.0;
-                    job.run(index, worker.arena.values(), gradient, |cpu, samples| {
+                    job.run(index, memory, gradient, |cpu, samples| {
                         let (from, count) = (samples.start - first, samples.len());
                         loss += seed(job.arena, training, cpu, samples.clone());
                         job.model.backward(job.arena, training, count, size > 0, cpu);
@@ -481,19 +502,21 @@ impl<F: Float> Job<'_, F> {
     fn run(
         &self,
         worker: usize,
-        arena: &mut [F],
+        [arena, scratch]: [&mut [F]; 2],
         gradient: &mut [F],
         mut finish: impl FnMut(&mut Cpu<'_, F>, Range<usize>),
     ) {
         let share = self.share(worker);
         let passes = share.len().div_ceil(self.arena.samples);
-        let mut cpu = Cpu { parameters: self.parameters, gradient, arena };
+        let parameters = self.parameters;
+        let mut cpu = Cpu { parameters, gradient, arena, scratch, first: true };
         for pass in 0..passes {
             let start = share.start + share.len() * pass / passes;
             let end = share.start + share.len() * (pass + 1) / passes;
             self.load(start..end, cpu.arena);
             self.model.forward(self.arena, end - start, &mut cpu);
             finish(&mut cpu, start..end);
+            cpu.first = false;
         }
     }
 

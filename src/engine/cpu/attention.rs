@@ -4,16 +4,16 @@
 //! Backward: `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = P (dP - rowsum(P dP))`,
 //! `dQ = dS K / sqrt(head size)`, `dK = dSᵀ Q / sqrt(head size)`.
 //!
-//! One head of one sample is small (a dozen tokens of 32 values), too small for
-//! `gemm`. Its matrices are copied into a scratch buffer, with rows padded to
-//! whole lanes, and multiplied by a loop that keeps its sums in registers.
+//! `S`, `P` and their gradients lie transposed, keys by padded queries: so a lane belongs to
+//! a query, and the sums of a softmax go from vector to vector, not through a vector.
 //!
 //! # Source
 //! Vaswani et al. 2017, arXiv:1706.03762.
 
 use pulp::{Simd, WithSimd};
 
-use super::{padded, LANES};
+use super::matmul::{Matrix, Product, Start};
+use super::{padded, simd, LANES};
 use crate::engine::{AttentionShape, Float};
 
 /// Sizes of one attention layer.
@@ -26,18 +26,14 @@ pub(super) struct Shape {
     width: usize,
     /// Values in a head.
     size: usize,
-    /// Tokens, padded.
-    keys: usize,
-    /// Values in a head, padded.
-    values: usize,
+    /// Queries, padded.
+    lanes: usize,
 }
 
 impl Shape {
     pub fn new(samples: usize, shape: &AttentionShape) -> Self {
         let &AttentionShape { tokens, queries, heads, width } = shape;
-        let size = width / heads;
-        let (keys, values) = (padded(tokens), padded(size));
-        Self { samples, tokens, queries, heads, width, size, keys, values }
+        Self { samples, tokens, queries, heads, width, size: width / heads, lanes: padded(queries) }
     }
 
     pub fn key_rows(&self) -> usize {
@@ -48,16 +44,32 @@ impl Shape {
         self.queries * self.samples
     }
 
-    /// Position in `qkv` of the values of a head of a sample, and the distance
-    /// of its tokens. `part` is 0 for keys, 1 for queries, 2 for values.
-    fn part(&self, sample: usize, head: usize, part: usize) -> (usize, usize) {
-        let row = 3 * self.width;
-        (sample * row + part * self.width + head * self.size, self.samples * row)
+    /// Samples, heads in them, and where the probabilities of each begin.
+    fn heads(&self) -> impl Iterator<Item = (usize, usize, usize)> {
+        let (heads, len) = (self.heads, self.tokens * self.lanes);
+        (0..self.samples * heads).map(move |i| (i / heads, i % heads, i * len))
     }
 
-    /// The same in the output.
-    fn out(&self, sample: usize, head: usize) -> (usize, usize) {
-        (sample * self.width + head * self.size, self.samples * self.width)
+    /// Position in `qkv` of the values of a head of a sample.
+    fn part(&self, sample: usize, head: usize, part: Part) -> usize {
+        (3 * sample + part as usize) * self.width + head * self.size
+    }
+
+    /// The values of a head in `qkv`.
+    fn matrix<'a, F>(&self, qkv: &'a [F], sample: usize, head: usize, part: Part) -> Matrix<'a, F> {
+        let rows = if part == Part::Query { self.queries } else { self.tokens };
+        let values = &qkv[self.part(sample, head, part)..];
+        Matrix::strided(values, rows, self.size, 3 * self.samples * self.width)
+    }
+
+    /// Position in the output of the values of a head of a sample.
+    fn out(&self, sample: usize, head: usize) -> usize {
+        sample * self.width + head * self.size
+    }
+
+    /// Distance of the tokens of a sample in the output.
+    fn out_stride(&self) -> usize {
+        self.samples * self.width
     }
 
     fn scale<F: Float>(&self) -> F {
@@ -65,48 +77,42 @@ impl Shape {
     }
 }
 
-/// Values of scratch that one head needs, forward and backward.
-pub(crate) fn scratch_len(shape: &AttentionShape) -> usize {
-    let shape = Shape::new(1, shape);
-    let transposed = shape.size * shape.keys;
-    let scores = shape.queries * shape.keys;
-    transposed + scores + 4 * shape.tokens * shape.values
+/// In the order in which they lie in a row.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Key,
+    Query,
+    Value,
 }
 
-/// `out`, and the probabilities: `[samples][heads][queries][padded tokens]`.
+/// Values of `dS` of one head.
+pub(crate) fn scratch_len(shape: &AttentionShape) -> usize {
+    shape.tokens.saturating_mul(padded(shape.queries))
+}
+
+/// `out`, and the probabilities: `[samples][heads][tokens][padded queries]`.
 pub(super) struct Forward<'a, F> {
     pub shape: Shape,
     pub qkv: &'a [F],
     pub probabilities: &'a mut [F],
     pub out: &'a mut [F],
+    /// For matrix products.
     pub scratch: &'a mut [F],
 }
 
-impl<F: Float> WithSimd for Forward<'_, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
+impl<F: Float> Forward<'_, F> {
+    pub fn run(self) {
         let Self { shape, qkv, probabilities, out, scratch } = self;
-        let Shape { samples, tokens, queries, heads, size, keys, values, .. } = shape;
-        let (key_t, scratch) = scratch.split_at_mut(size * keys);
-        let (value, scratch) = scratch.split_at_mut(tokens * values);
-        let (result, _) = scratch.split_at_mut(queries * values);
-        let mut probabilities = probabilities.chunks_exact_mut(queries * keys);
-        for sample in 0..samples {
-            for (head, p) in (0..heads).zip(&mut probabilities) {
-                copy_transposed(qkv, shape.part(sample, head, 0), tokens, key_t, keys);
-                copy_in(qkv, shape.part(sample, head, 2), [tokens, size], value, values);
-                let (first, stride) = shape.part(sample, head, 1);
-                let query = Left { values: &qkv[first..], row: stride, column: 1 };
-                product::<F, S>([queries, size, keys], shape.scale(), query, key_t, p);
-                for row in p.chunks_exact_mut(keys) {
-                    softmax::<F, S>(row, tokens);
-                }
-                let left = Left { values: p, row: keys, column: 1 };
-                product::<F, S>([queries, tokens, values], F::one(), left, value, result);
-                copy_out(result, values, [queries, size], out, shape.out(sample, head));
-            }
+        let Shape { tokens, queries, lanes, .. } = shape;
+        for (sample, head, at) in shape.heads() {
+            let [key, query, value] = [Part::Key, Part::Query, Part::Value]
+                .map(|part| shape.matrix(qkv, sample, head, part));
+            let p = &mut probabilities[at..][..tokens * lanes];
+            multiply(p, lanes, key, query.transposed(), scratch);
+            simd(Softmax { scale: shape.scale(), lanes, scores: p });
+            let p = Matrix::strided(p, tokens, queries, lanes);
+            let out = &mut out[shape.out(sample, head)..];
+            multiply(out, shape.out_stride(), p.transposed(), value, scratch);
         }
     }
 }
@@ -118,228 +124,143 @@ pub(super) struct Backward<'a, F> {
     pub probabilities: &'a [F],
     pub dout: &'a [F],
     pub dqkv: &'a mut [F],
+    /// As long as [`scratch_len`].
+    pub ds: &'a mut [F],
+    /// For matrix products.
     pub scratch: &'a mut [F],
 }
 
-impl<F: Float> WithSimd for Backward<'_, F> {
+impl<F: Float> Backward<'_, F> {
+    pub fn run(self) {
+        let Self { shape, qkv, probabilities, dout, dqkv, ds, scratch } = self;
+        let Shape { samples, tokens, queries, size, width, lanes, .. } = shape;
+        let stride = 3 * samples * width;
+        let ds = &mut ds[..tokens * lanes];
+        for (sample, head, at) in shape.heads() {
+            let [key, query, value] = [Part::Key, Part::Query, Part::Value]
+                .map(|part| shape.matrix(qkv, sample, head, part));
+            let p = &probabilities[at..][..tokens * lanes];
+            let dout = &dout[shape.out(sample, head)..];
+            let dout = Matrix::strided(dout, queries, size, shape.out_stride());
+            multiply(ds, lanes, value, dout.transposed(), scratch);
+            simd(SoftmaxBackward { scale: shape.scale(), queries, lanes, p, dp: ds });
+
+            let ds = Matrix::strided(ds, tokens, queries, lanes);
+            let p = Matrix::strided(p, tokens, queries, lanes);
+            let mut set = |part, a, b| {
+                let dpart = &mut dqkv[shape.part(sample, head, part)..];
+                multiply(dpart, stride, a, b, scratch);
+            };
+            set(Part::Key, ds, query);
+            set(Part::Query, ds.transposed(), key);
+            set(Part::Value, p, dout);
+            for token in queries..tokens {
+                let dquery = shape.part(sample, head, Part::Query) + token * stride;
+                dqkv[dquery..][..size].fill(F::zero());
+            }
+        }
+    }
+}
+
+/// `out = a b`.
+fn multiply<F: Float>(
+    out: &mut [F],
+    stride: usize,
+    a: Matrix<'_, F>,
+    b: Matrix<'_, F>,
+    scratch: &mut [F],
+) {
+    simd(Product { out, stride, start: Start::Nothing, a, b, bias: None, scratch });
+}
+
+/// `scores = softmax(scale scores)` over the rows, for every lane by itself.
+struct Softmax<'a, F> {
+    scale: F,
+    /// Values in a row.
+    lanes: usize,
+    scores: &'a mut [F],
+}
+
+impl<F: Float> WithSimd for Softmax<'_, F> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Self { shape, qkv, probabilities, dout, dqkv, scratch } = self;
-        let Shape { samples, tokens, queries, heads, size, keys, values, .. } = shape;
-        let (value_t, scratch) = scratch.split_at_mut(size * keys);
-        let (ds, scratch) = scratch.split_at_mut(queries * keys);
-        let (key, scratch) = scratch.split_at_mut(tokens * values);
-        let (query, scratch) = scratch.split_at_mut(queries * values);
-        let (doutput, scratch) = scratch.split_at_mut(queries * values);
-        let (result, _) = scratch.split_at_mut(tokens * values);
-        let mut probabilities = probabilities.chunks_exact(queries * keys);
-        let scale = shape.scale();
-        for sample in 0..samples {
-            for (head, p) in (0..heads).zip(&mut probabilities) {
-                let parts = [0, 1, 2].map(|part| shape.part(sample, head, part));
-                copy_in(qkv, parts[0], [tokens, size], key, values);
-                copy_in(qkv, parts[1], [queries, size], query, values);
-                copy_transposed(qkv, parts[2], tokens, value_t, keys);
-                copy_in(dout, shape.out(sample, head), [queries, size], doutput, values);
-
-                let left = Left { values: doutput, row: values, column: 1 };
-                product::<F, S>([queries, size, keys], F::one(), left, value_t, ds);
-                for (ds, p) in ds.chunks_exact_mut(keys).zip(p.chunks_exact(keys)) {
-                    softmax_backward::<F, S>(p, ds);
-                }
-
-                let left = Left { values: ds, row: 1, column: keys };
-                let result = &mut *result;
-                product::<F, S>([tokens, queries, values], scale, left, query, result);
-                copy_out(result, values, [tokens, size], dqkv, parts[0]);
-
-                let left = Left { values: ds, row: keys, column: 1 };
-                product::<F, S>([queries, tokens, values], scale, left, key, result);
-                result[queries * values..].fill(F::zero());
-                copy_out(result, values, [tokens, size], dqkv, parts[1]);
-
-                let left = Left { values: p, row: 1, column: keys };
-                product::<F, S>([tokens, queries, values], F::one(), left, doutput, result);
-                copy_out(result, values, [tokens, size], dqkv, parts[2]);
-            }
-        }
-    }
-}
-
-/// Rows from `(first, stride)` into rows of `padded`, the rest of which is zero.
-#[inline(always)]
-fn copy_in<F: Float>(
-    from: &[F],
-    (first, stride): (usize, usize),
-    [rows, columns]: [usize; 2],
-    to: &mut [F],
-    padded: usize,
-) {
-    for (row, to) in to.chunks_exact_mut(padded).take(rows).enumerate() {
-        let (to, rest) = to.split_at_mut(columns);
-        to.copy_from_slice(&from[first + row * stride..][..columns]);
-        rest.fill(F::zero());
-    }
-}
-
-/// The first `columns` of padded rows to `(first, stride)`.
-#[inline(always)]
-fn copy_out<F: Float>(
-    from: &[F],
-    padded: usize,
-    [rows, columns]: [usize; 2],
-    to: &mut [F],
-    (first, stride): (usize, usize),
-) {
-    for (row, from) in from.chunks_exact(padded).take(rows).enumerate() {
-        to[first + row * stride..][..columns].copy_from_slice(&from[..columns]);
-    }
-}
-
-/// `to[column, row] = from[row, column]`, rows of `to` padded with zeros.
-#[inline(always)]
-fn copy_transposed<F: Float>(
-    from: &[F],
-    (first, stride): (usize, usize),
-    rows: usize,
-    to: &mut [F],
-    padded: usize,
-) {
-    let columns = to.len() / padded;
-    for row in 0..rows {
-        let from = &from[first + row * stride..][..columns];
-        for (column, &value) in from.iter().enumerate() {
-            to[column * padded + row] = value;
-        }
-    }
-    for to in to.chunks_exact_mut(padded) {
-        to[rows..].fill(F::zero());
-    }
-}
-
-/// Softmax of the first `length` values of a padded row; the rest becomes zero.
-#[inline(always)]
-fn softmax<F: Float, S: Simd>(row: &mut [F], length: usize) {
-    row[length..].fill(F::neg_infinity());
-    let (lanes, _) = row.as_chunks_mut::<LANES>();
-    let mut largest = [F::neg_infinity(); LANES];
-    for x in lanes.iter() {
-        for i in 0..LANES {
-            largest[i] = if x[i] > largest[i] { x[i] } else { largest[i] };
-        }
-    }
-    let mut max = largest[0];
-    for value in largest {
-        max = if value > max { value } else { max };
-    }
-    let mut sums = [F::zero(); LANES];
-    for x in lanes.iter_mut() {
-        let mut e = *x;
-        for i in 0..LANES {
-            e[i] = (e[i] - max).exp_negative::<S>();
-            sums[i] += e[i];
-        }
-        *x = e;
-    }
-    // Padding holds at most the smallest normal number, which the sum does not see.
-    let inverse = super::sum_lanes(sums).recip();
-    for x in row.iter_mut() {
-        *x *= inverse;
-    }
-    row[length..].fill(F::zero());
-}
-
-/// `ds = p (dp - rowsum(p dp))` of a padded row; `dp` becomes `ds`.
-#[inline(always)]
-fn softmax_backward<F: Float, S: Simd>(p: &[F], dp: &mut [F]) {
-    let (p, _) = p.as_chunks::<LANES>();
-    let (dp, _) = dp.as_chunks_mut::<LANES>();
-    let mut sums = [F::zero(); LANES];
-    for (p, dp) in p.iter().zip(dp.iter()) {
-        for i in 0..LANES {
-            sums[i] = p[i].fused::<S>(dp[i], sums[i]);
-        }
-    }
-    let sum = super::sum_lanes(sums);
-    for (p, dp) in p.iter().zip(dp) {
-        let mut ds = *dp;
-        for i in 0..LANES {
-            ds[i] = p[i] * (ds[i] - sum);
-        }
-        *dp = ds;
-    }
-}
-
-/// A matrix that is read one value at a time.
-#[derive(Clone, Copy)]
-struct Left<'a, F> {
-    values: &'a [F],
-    row: usize,
-    column: usize,
-}
-
-/// `c = alpha a b` for `a [m, k]`, `b [k, n]`, `c [m, n]`, `n` whole lanes.
-#[inline(always)]
-fn product<F: Float, S: Simd>(
-    [m, k, n]: [usize; 3],
-    alpha: F,
-    a: Left<'_, F>,
-    b: &[F],
-    c: &mut [F],
-) {
-    let columns = n / LANES;
-    let (b, _) = b[..k * n].as_chunks::<LANES>();
-    let (c, _) = c[..m * n].as_chunks_mut::<LANES>();
-    let mut column = 0;
-    while column < columns {
-        let pair = columns - column >= 2;
-        let mut row = 0;
-        while row < m {
-            let four = m - row >= 4;
-            let at = [row, column];
-            match (four, pair) {
-                (true, true) => tile::<F, S, 4, 2>(at, k, columns, alpha, a, b, c),
-                (true, false) => tile::<F, S, 4, 1>(at, k, columns, alpha, a, b, c),
-                (false, true) => tile::<F, S, 1, 2>(at, k, columns, alpha, a, b, c),
-                (false, false) => tile::<F, S, 1, 1>(at, k, columns, alpha, a, b, c),
-            }
-            row += if four { 4 } else { 1 };
-        }
-        column += if pair { 2 } else { 1 };
-    }
-}
-
-/// One tile of [`product`], of `M` rows and `N` lanes of columns.
-#[inline(always)]
-fn tile<F: Float, S: Simd, const M: usize, const N: usize>(
-    [row, column]: [usize; 2],
-    k: usize,
-    columns: usize,
-    alpha: F,
-    a: Left<'_, F>,
-    b: &[[F; LANES]],
-    c: &mut [[F; LANES]],
-) {
-    let mut sums = [[[F::zero(); LANES]; N]; M];
-    for p in 0..k {
-        let b = &b[p * columns + column..][..N];
-        for (i, sums) in sums.iter_mut().enumerate() {
-            let a = a.values[(row + i) * a.row + p * a.column];
-            for j in 0..N {
-                for l in 0..LANES {
-                    sums[j][l] = a.fused::<S>(b[j][l], sums[j][l]);
+        let (rows, _) = self.scores.as_chunks_mut::<LANES>();
+        let vectors = self.lanes / LANES;
+        for vector in 0..vectors {
+            let mut most = [F::neg_infinity(); LANES];
+            for s in rows[vector..].iter().step_by(vectors) {
+                for i in 0..LANES {
+                    most[i] = if s[i] > most[i] { s[i] } else { most[i] };
                 }
             }
+            let mut sums = [F::zero(); LANES];
+            for s in rows[vector..].iter_mut().step_by(vectors) {
+                let mut e = *s;
+                for i in 0..LANES {
+                    e[i] = ((e[i] - most[i]) * self.scale).exp_negative::<S>();
+                    sums[i] += e[i];
+                }
+                *s = e;
+            }
+            let mut inverse = [F::one(); LANES];
+            for i in 0..LANES {
+                inverse[i] /= sums[i];
+            }
+            for s in rows[vector..].iter_mut().step_by(vectors) {
+                let mut p = *s;
+                for i in 0..LANES {
+                    p[i] *= inverse[i];
+                }
+                *s = p;
+            }
         }
     }
-    for (i, sums) in sums.into_iter().enumerate() {
-        for (j, mut lanes) in sums.into_iter().enumerate() {
-            for value in &mut lanes {
-                *value *= alpha;
+}
+
+/// `dp = scale p (dp - sum over rows of p dp)` for every lane by itself.
+struct SoftmaxBackward<'a, F> {
+    scale: F,
+    /// Lanes that are not padding.
+    queries: usize,
+    /// Values in a row.
+    lanes: usize,
+    p: &'a [F],
+    dp: &'a mut [F],
+}
+
+impl<F: Float> WithSimd for SoftmaxBackward<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let (p, _) = self.p.as_chunks::<LANES>();
+        let (dp, _) = self.dp.as_chunks_mut::<LANES>();
+        let vectors = self.lanes / LANES;
+        for vector in 0..vectors {
+            // Padding is never set, and left to itself it would shrink to subnormal numbers,
+            // which are slow.
+            let mut scale = [F::zero(); LANES];
+            for (i, scale) in scale.iter_mut().enumerate() {
+                if vector * LANES + i < self.queries {
+                    *scale = self.scale;
+                }
             }
-            c[(row + i) * columns + column + j] = lanes;
+            let rows = || p[vector..].iter().step_by(vectors);
+            let mut sums = [F::zero(); LANES];
+            for (p, dp) in rows().zip(dp[vector..].iter().step_by(vectors)) {
+                for i in 0..LANES {
+                    sums[i] = p[i].fused::<S>(dp[i], sums[i]);
+                }
+            }
+            for (p, dp) in rows().zip(dp[vector..].iter_mut().step_by(vectors)) {
+                let mut ds = *dp;
+                for i in 0..LANES {
+                    ds[i] = p[i] * (ds[i] - sums[i]) * scale[i];
+                }
+                *dp = ds;
+            }
         }
     }
 }
@@ -347,7 +268,7 @@ fn tile<F: Float, S: Simd, const M: usize, const N: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::cpu::simd;
+    use crate::engine::cpu::PRODUCT_SCRATCH;
 
     fn wave<F: Float>(length: usize, phase: f64) -> Vec<F> {
         (0..length).map(|i| F::from_f64((i as f64 * 0.37 + phase).sin())).collect()
@@ -355,16 +276,11 @@ mod tests {
 
     fn forward<F: Float>(samples: usize, shape: &AttentionShape, qkv: &[F]) -> [Vec<F>; 2] {
         let sizes = Shape::new(samples, shape);
-        let mut p = vec![F::zero(); samples * shape.heads * shape.queries * sizes.keys];
+        let mut p = vec![F::zero(); samples * shape.heads * shape.tokens * sizes.lanes];
         let mut out = vec![F::zero(); sizes.query_rows() * shape.width];
-        let mut scratch = vec![F::nan(); scratch_len(shape)];
-        simd(Forward {
-            shape: sizes,
-            qkv,
-            probabilities: &mut p,
-            out: &mut out,
-            scratch: &mut scratch,
-        });
+        let mut scratch = vec![F::nan(); PRODUCT_SCRATCH];
+        Forward { shape: sizes, qkv, probabilities: &mut p, out: &mut out, scratch: &mut scratch }
+            .run();
         [p, out]
     }
 
@@ -424,15 +340,18 @@ mod tests {
             let [p, out] = forward(samples, &shape, &qkv);
             let cotangent: Vec<f64> = wave(out.len(), 1.0);
             let mut dqkv = vec![f64::NAN; qkv.len()];
-            let mut scratch = vec![f64::NAN; scratch_len(&shape)];
-            simd(Backward {
+            let mut ds = vec![f64::NAN; scratch_len(&shape)];
+            let mut scratch = vec![f64::NAN; PRODUCT_SCRATCH];
+            Backward {
                 shape: Shape::new(samples, &shape),
                 qkv: &qkv,
                 probabilities: &p,
                 dout: &cotangent,
                 dqkv: &mut dqkv,
+                ds: &mut ds,
                 scratch: &mut scratch,
-            });
+            }
+            .run();
             let value = |qkv: &[f64]| -> f64 {
                 forward(samples, &shape, qkv)[1].iter().zip(&cotangent).map(|(a, b)| a * b).sum()
             };

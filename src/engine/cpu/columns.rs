@@ -22,28 +22,6 @@ impl<F: Float> WithSimd for AddRow<'_, F> {
     }
 }
 
-/// `matrix[r, c] = from[r, c] + row[c]`.
-pub(super) struct SetToSum<'a, F> {
-    pub row: &'a [F],
-    pub from: &'a [F],
-    pub matrix: &'a mut [F],
-}
-
-impl<F: Float> WithSimd for SetToSum<'_, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let width = self.row.len();
-        let rows = self.matrix.chunks_exact_mut(width).zip(self.from.chunks_exact(width));
-        for (target, from) in rows {
-            for ((target, &from), &value) in target.iter_mut().zip(from).zip(self.row) {
-                *target = from + value;
-            }
-        }
-    }
-}
-
 /// `sum[c] += matrix[0, c] + matrix[1, c] + ..`.
 pub(super) struct AddColumnSums<'a, F> {
     pub matrix: &'a [F],
@@ -80,9 +58,6 @@ mod tests {
         let mut matrix = vec![1.0; 3 * width];
         simd(AddRow { row: &row, matrix: &mut matrix });
         assert!((0..3 * width).all(|i| matrix[i] == 1.0 + (i % width) as f32));
-        let mut other = vec![0.0; 3 * width];
-        simd(SetToSum { row: &row, from: &matrix, matrix: &mut other });
-        assert!((0..3 * width).all(|i| other[i] == matrix[i] + row[i % width]));
         let mut sum = vec![0.5; width];
         simd(AddColumnSums { matrix: &matrix, sum: &mut sum });
         assert!((0..width).all(|c| sum[c] == 3.5 + 3.0 * c as f32));

@@ -1,7 +1,8 @@
 //! Sums and products along the edges of a graph of units, one matrix product
 //! for each sample.
 
-use super::matmul::{multiply, Matrix};
+use super::matmul::{Matrix, Product};
+use super::simd;
 use crate::engine::{EdgeShape, Float, Write};
 
 /// Copies the rows of one sample next to each other.
@@ -16,6 +17,18 @@ fn spread<F: Float>(from: &[F], sample: usize, samples: usize, width: usize, row
     from.chunks_exact(width).zip(rows).for_each(|(from, row)| row.copy_from_slice(from));
 }
 
+/// `out = a b`, or that added.
+fn multiply<F: Float>(
+    out: &mut [F],
+    a: Matrix<'_, F>,
+    b: Matrix<'_, F>,
+    write: Write,
+    scratch: &mut [F],
+) {
+    let (stride, start) = (b.columns(), write.into());
+    simd(Product { out, stride, start, a, b, bias: None, scratch });
+}
+
 /// The factors of an [`EdgeShape`]'s trilinear form: `edges [N, U, V, C]`, `to [U N, R]`,
 /// `from [V N, C R]`.
 pub(super) struct Edges<'a, F> {
@@ -25,16 +38,18 @@ pub(super) struct Edges<'a, F> {
     pub to: &'a mut [F],
     pub from: &'a mut [F],
     /// As long as [`EdgeShape::scratch_len`].
+    pub own: &'a mut [F],
+    /// For matrix products.
     pub scratch: &'a mut [F],
 }
 
 impl<F: Float> Edges<'_, F> {
     /// Calls `product` for each sample with matrices `edges [U, V C]`, `to [U, R]` and
     /// `from [V C, R]`.
-    fn for_each(self, read: [bool; 2], product: impl Fn(&mut [F], &mut [F], &mut [F])) {
-        let Self { shape, samples, edges, to, from, scratch } = self;
+    fn for_each(self, read: [bool; 2], product: impl Fn([&mut [F]; 3], &mut [F])) {
+        let Self { shape, samples, edges, to, from, own, scratch } = self;
         let (rank, wide) = (shape.rank, shape.channels * shape.rank);
-        let (own_to, own_from) = scratch.split_at_mut(shape.to * rank);
+        let (own_to, own_from) = own.split_at_mut(shape.to * rank);
         for (sample, edges) in edges.chunks_exact_mut(shape.len()).enumerate() {
             if read[0] {
                 collect(to, sample, samples, rank, own_to);
@@ -42,7 +57,7 @@ impl<F: Float> Edges<'_, F> {
             if read[1] {
                 collect(from, sample, samples, wide, own_from);
             }
-            product(edges, own_to, own_from);
+            product([edges, own_to, own_from], scratch);
             if !read[0] {
                 spread(own_to, sample, samples, rank, to);
             }
@@ -55,27 +70,27 @@ impl<F: Float> Edges<'_, F> {
     /// `to = edges from`
     pub fn sum(self) {
         let (to, columns, rank) = (self.shape.to, self.shape.columns(), self.shape.rank);
-        self.for_each([false, true], |edges, sum, from| {
+        self.for_each([false, true], |[edges, sum, from], scratch| {
             let edges = Matrix::new(edges, to, columns);
-            multiply(sum, edges, Matrix::new(from, columns, rank), Write::Set);
+            multiply(sum, edges, Matrix::new(from, columns, rank), Write::Set, scratch);
         });
     }
 
     /// `from = edgesᵀ to`
     pub fn sum_transposed(self) {
         let (to, columns, rank) = (self.shape.to, self.shape.columns(), self.shape.rank);
-        self.for_each([true, false], |edges, own, sum| {
+        self.for_each([true, false], |[edges, own, sum], scratch| {
             let edges = Matrix::new(edges, to, columns).transposed();
-            multiply(sum, edges, Matrix::new(own, to, rank), Write::Set);
+            multiply(sum, edges, Matrix::new(own, to, rank), Write::Set, scratch);
         });
     }
 
     /// `edges = to fromᵀ`, or that added.
     pub fn product(self, write: Write) {
         let (to, columns, rank) = (self.shape.to, self.shape.columns(), self.shape.rank);
-        self.for_each([true, true], |edges, own, from| {
+        self.for_each([true, true], |[edges, own, from], scratch| {
             let from = Matrix::new(from, columns, rank).transposed();
-            multiply(edges, Matrix::new(own, to, rank), from, write);
+            multiply(edges, Matrix::new(own, to, rank), from, write, scratch);
         });
     }
 }
@@ -149,6 +164,7 @@ fn for_each_gate(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::cpu::PRODUCT_SCRATCH;
 
     const SHAPE: EdgeShape = EdgeShape { to: 3, from: 5, channels: 2, rank: 4 };
     const SAMPLES: usize = 2;
@@ -191,8 +207,9 @@ mod tests {
                 expected[places[wanted]] += product;
             }
             let mut after = factors();
-            let [edges, to, from, scratch] = &mut after;
-            let form = Edges { shape: &SHAPE, samples: SAMPLES, edges, to, from, scratch };
+            let [edges, to, from, own] = &mut after;
+            let scratch = &mut vec![0.0; PRODUCT_SCRATCH][..];
+            let form = Edges { shape: &SHAPE, samples: SAMPLES, edges, to, from, own, scratch };
             match wanted {
                 0 => form.product(Write::Set),
                 1 => form.sum(),
@@ -206,11 +223,13 @@ mod tests {
 
     #[test]
     fn products_can_be_added() {
-        let [edges, mut to, mut from, mut scratch] = factors();
+        let [edges, mut to, mut from, mut own] = factors();
+        let scratch = &mut vec![0.0; PRODUCT_SCRATCH][..];
         let mut both = [edges.clone(), edges.clone()];
         for (out, write) in both.iter_mut().zip([Write::Set, Write::Add]) {
-            let (to, from, scratch) = (&mut to[..], &mut from[..], &mut scratch[..]);
-            Edges { shape: &SHAPE, samples: SAMPLES, edges: out, to, from, scratch }.product(write);
+            let (to, from, own) = (&mut to[..], &mut from[..], &mut own[..]);
+            let (edges, scratch) = (&mut out[..], &mut *scratch);
+            Edges { shape: &SHAPE, samples: SAMPLES, edges, to, from, own, scratch }.product(write);
         }
         let sums: Vec<f64> = edges.iter().zip(&both[0]).map(|(a, b)| a + b).collect();
         same(&both[1], &sums);

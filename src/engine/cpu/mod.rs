@@ -1,8 +1,8 @@
 //! The engine on the CPU.
 //!
-//! Matrix products are `gemm`'s, single-threaded. Everything else is a plain
-//! loop over lanes, compiled for several instruction sets and chosen at run
-//! time: `pulp` runs the same code as AVX-512, AVX2, NEON or scalar code.
+//! Every kernel is a plain loop over lanes, or over vectors, compiled for several
+//! instruction sets and chosen at run time: `pulp` runs the same code as AVX-512,
+//! AVX2, NEON or scalar code.
 //!
 //! Lane loops work on small arrays by value: all loads come before all stores,
 //! so that the compiler need not know which slices overlap.
@@ -19,12 +19,12 @@ mod optimizer;
 mod tokens;
 
 pub(crate) use attention::scratch_len as attention_scratch_len;
-pub(crate) use matmul::linear;
+pub(crate) use matmul::{linear, SCRATCH as PRODUCT_SCRATCH};
 pub(crate) use optimizer::{AdamStep, SumOfSquares};
 
 use std::ops::Range;
 
-use self::matmul::{multiply, Matrix};
+use self::matmul::{Matrix, Product, Start};
 use super::{
     AttentionShape, EdgeShape, EdgeSlots, EngineError, Float, LayerNorm, Linear, Ops, Slot, Write,
 };
@@ -79,7 +79,35 @@ fn sum_lanes<F: Float>(lanes: [F; LANES]) -> F {
 
 /// Runs a kernel for the instruction set of this machine.
 fn simd<K: pulp::WithSimd>(kernel: K) -> K::Output {
+    #[cfg(test)]
+    if let Some(arch) = FORCED.get() {
+        return arch.dispatch(kernel);
+    }
     pulp::Arch::new().dispatch(kernel)
+}
+
+#[cfg(test)]
+thread_local! {
+    /// What this thread uses instead of what the machine has.
+    static FORCED: std::cell::Cell<Option<pulp::Arch>> = const { std::cell::Cell::new(None) };
+}
+
+/// Runs `work` for every instruction set that this machine has, the one without vectors first.
+#[cfg(test)]
+pub(crate) fn on_each_instruction_set(mut work: impl FnMut(pulp::Arch)) {
+    let mut sets = vec![pulp::Arch::Scalar];
+    #[cfg(target_arch = "x86_64")]
+    {
+        sets.extend(pulp::x86::V3::try_new().map(pulp::Arch::V3));
+        sets.extend(pulp::x86::V4::try_new().map(pulp::Arch::V4));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    sets.push(pulp::Arch::new());
+    for set in sets {
+        FORCED.set(Some(set));
+        work(set);
+    }
+    FORCED.set(None);
 }
 
 /// One thread's view of a pass: parameters shared by all, gradient and arena
@@ -89,6 +117,11 @@ pub(crate) struct Cpu<'a, F> {
     /// Empty at inference.
     pub gradient: &'a mut [F],
     pub arena: &'a mut [F],
+    /// [`PRODUCT_SCRATCH`] values, for matrix products.
+    pub scratch: &'a mut [F],
+    /// Whether this is the first of the passes whose gradients are added up. Weights of linear
+    /// layers then hold nothing yet: each layer is used once in a pass.
+    pub first: bool,
 }
 
 impl<F: Float> Cpu<'_, F> {
@@ -109,28 +142,32 @@ impl<F: Float> Cpu<'_, F> {
         shape: &'b EdgeShape,
         slots: EdgeSlots,
     ) -> edges::Edges<'b, F> {
-        let [edges, to, from, scratch] = self.slots([
-            slots.edges.range(samples),
-            slots.to.range(shape.to * samples),
-            slots.from.range(shape.from * samples),
-            slots.scratch.range(1),
-        ]);
-        let scratch = &mut scratch[..shape.scratch_len()];
-        edges::Edges { shape, samples, edges, to, from, scratch }
+        let [edges, to, from, own] = disjoint(
+            self.arena,
+            [
+                slots.edges.range(samples),
+                slots.to.range(shape.to * samples),
+                slots.from.range(shape.from * samples),
+                slots.scratch.range(1),
+            ],
+        );
+        let (own, scratch) = (&mut own[..shape.scratch_len()], &mut *self.scratch);
+        edges::Edges { shape, samples, edges, to, from, own, scratch }
     }
 
-    /// `y = x Wᵀ`, or that added to `y`.
-    fn product(&mut self, rows: usize, layer: &Linear, x: Slot, y: Slot, write: Write) {
+    /// `y = x Wᵀ` for a few rows, or that added to `y`.
+    fn few_rows(&mut self, rows: usize, layer: &Linear, x: Slot, y: Slot, write: Write) {
         let (inputs, outputs) = (layer.inputs, layer.outputs);
         let weight = &self.parameters[layer.weight..][..outputs * inputs];
         let [x, y] = disjoint(self.arena, [x.range(rows), y.range(rows)]);
-        if rows <= few_rows::MOST {
-            simd(few_rows::FewRows { x, weight, inputs, outputs, y, write });
-        } else {
-            let weight = Matrix::new(weight, outputs, inputs).transposed();
-            multiply(y, Matrix::new(x, rows, inputs), weight, write);
-        }
+        simd(few_rows::FewRows { x, weight, inputs, outputs, y, write });
     }
+}
+
+/// `[outputs, inputs]`.
+fn weight<'a, F: Float>(parameters: &'a [F], layer: &Linear) -> Matrix<'a, F> {
+    let values = &parameters[layer.weight..][..layer.outputs * layer.inputs];
+    Matrix::new(values, layer.outputs, layer.inputs)
 }
 
 /// Mutable parts of a buffer at ranges that are disjoint by construction.
@@ -167,36 +204,46 @@ impl<F: Float> Ops for Cpu<'_, F> {
     }
 
     fn linear(&mut self, rows: usize, layer: &Linear, x: Slot, y: Slot) {
-        match layer.bias {
-            None => self.product(rows, layer, x, y, Write::Set),
-            Some(bias) => {
-                let bias = &self.parameters[bias..bias + layer.outputs];
-                for row in self.arena[y.range(rows)].chunks_exact_mut(layer.outputs) {
-                    row.copy_from_slice(bias);
-                }
-                self.product(rows, layer, x, y, Write::Add);
+        let bias = layer.bias.map(|bias| &self.parameters[bias..bias + layer.outputs]);
+        if rows > few_rows::MOST {
+            let [x, y] = disjoint(self.arena, [x.range(rows), y.range(rows)]);
+            let a = Matrix::new(x, rows, layer.inputs);
+            let (b, scratch) = (weight(self.parameters, layer).transposed(), &mut *self.scratch);
+            let (stride, start) = (layer.outputs, Start::Nothing);
+            return simd(Product { out: y, stride, start, a, b, bias, scratch });
+        }
+        if let Some(bias) = bias {
+            for row in self.arena[y.range(rows)].chunks_exact_mut(layer.outputs) {
+                row.copy_from_slice(bias);
             }
         }
+        let write = if bias.is_some() { Write::Add } else { Write::Set };
+        self.few_rows(rows, layer, x, y, write);
     }
 
     fn linear_add(&mut self, rows: usize, layer: &Linear, x: Slot, residual: Slot, y: Slot) {
-        let row = layer.bias.map(|bias| &self.parameters[bias..bias + layer.outputs]);
-        match (row, residual == y) {
-            (None, true) => {}
-            (None, false) => self.arena.copy_within(residual.range(rows), y.offset),
-            (Some(row), true) => {
-                simd(columns::AddRow { row, matrix: &mut self.arena[y.range(rows)] });
-            }
-            (Some(row), false) => {
-                let [from, matrix] = disjoint(self.arena, [residual.range(rows), y.range(rows)]);
-                simd(columns::SetToSum { row, from, matrix });
-            }
+        let bias = layer.bias.map(|bias| &self.parameters[bias..bias + layer.outputs]);
+        let same = residual == y;
+        if rows > few_rows::MOST {
+            let from = if same { 0..0 } else { residual.range(rows) };
+            let [x, from, y] = disjoint(self.arena, [x.range(rows), from, y.range(rows)]);
+            let start = if same { Start::Output } else { Start::Matrix(from) };
+            let a = Matrix::new(x, rows, layer.inputs);
+            let (b, scratch) = (weight(self.parameters, layer).transposed(), &mut *self.scratch);
+            let stride = layer.outputs;
+            return simd(Product { out: y, stride, start, a, b, bias, scratch });
         }
-        self.product(rows, layer, x, y, Write::Add);
+        if !same {
+            self.arena.copy_within(residual.range(rows), y.offset);
+        }
+        if let Some(row) = bias {
+            simd(columns::AddRow { row, matrix: &mut self.arena[y.range(rows)] });
+        }
+        self.few_rows(rows, layer, x, y, Write::Add);
     }
 
     fn linear_gelu(&mut self, rows: usize, layer: &Linear, x: Slot, y: Slot, slope: Option<Slot>) {
-        self.product(rows, layer, x, y, Write::Set);
+        self.linear(rows, &Linear { bias: None, ..*layer }, x, y);
         let bias = layer.bias.map(|b| &self.parameters[b..b + layer.outputs]);
         match slope {
             None => {
@@ -220,18 +267,25 @@ impl<F: Float> Ops for Cpu<'_, F> {
     ) {
         let (inputs, outputs) = (layer.inputs, layer.outputs);
         let y_gradient = Matrix::new(&self.arena[dy.range(rows)], rows, outputs);
-        let x = Matrix::new(&self.arena[x.range(rows)], rows, inputs);
-        let gradient = &mut self.gradient[layer.weight..][..outputs * inputs];
-        multiply(gradient, y_gradient.transposed(), x, Write::Add);
+        simd(Product {
+            out: &mut self.gradient[layer.weight..][..outputs * inputs],
+            stride: inputs,
+            start: if self.first { Start::Nothing } else { Start::Output },
+            a: y_gradient.transposed(),
+            b: Matrix::new(&self.arena[x.range(rows)], rows, inputs),
+            bias: None,
+            scratch: &mut *self.scratch,
+        });
         if let Some(bias) = layer.bias {
             let sum = &mut self.gradient[bias..bias + outputs];
             simd(columns::AddColumnSums { matrix: &self.arena[dy.range(rows)], sum });
         }
         if let Some((dx, write)) = dx {
-            let weight = &self.parameters[layer.weight..][..outputs * inputs];
-            let weight = Matrix::new(weight, outputs, inputs);
             let [dy, dx] = disjoint(self.arena, [dy.range(rows), dx.range(rows)]);
-            multiply(dx, Matrix::new(dy, rows, outputs), weight, write);
+            let (a, b) = (Matrix::new(dy, rows, outputs), weight(self.parameters, layer));
+            let scratch = &mut *self.scratch;
+            let (stride, start) = (inputs, write.into());
+            simd(Product { out: dx, stride, start, a, b, bias: None, scratch });
         }
     }
 
@@ -303,16 +357,16 @@ impl<F: Float> Ops for Cpu<'_, F> {
         qkv: Slot,
         probabilities: Slot,
         out: Slot,
-        scratch: Slot,
+        _: Slot,
     ) {
         let shape = attention::Shape::new(samples, shape);
-        let [qkv, probabilities, out, scratch] = self.slots([
+        let ranges = [
             qkv.range(shape.key_rows()),
             probabilities.range(samples),
             out.range(shape.query_rows()),
-            scratch.range(1),
-        ]);
-        simd(attention::Forward { shape, qkv, probabilities, out, scratch });
+        ];
+        let [qkv, probabilities, out] = disjoint(self.arena, ranges);
+        attention::Forward { shape, qkv, probabilities, out, scratch: &mut *self.scratch }.run();
     }
 
     fn attention_backward(
@@ -326,14 +380,16 @@ impl<F: Float> Ops for Cpu<'_, F> {
         scratch: Slot,
     ) {
         let shape = attention::Shape::new(samples, shape);
-        let [qkv, probabilities, dout, dqkv, scratch] = self.slots([
+        let ranges = [
             qkv.range(shape.key_rows()),
             probabilities.range(samples),
             dout.range(shape.query_rows()),
             dqkv.range(shape.key_rows()),
             scratch.range(1),
-        ]);
-        simd(attention::Backward { shape, qkv, probabilities, dout, dqkv, scratch });
+        ];
+        let [qkv, probabilities, dout, dqkv, ds] = disjoint(self.arena, ranges);
+        let scratch = &mut *self.scratch;
+        attention::Backward { shape, qkv, probabilities, dout, dqkv, ds, scratch }.run();
     }
 
     fn edge_sum(&mut self, samples: usize, shape: &EdgeShape, slots: EdgeSlots) {

@@ -169,6 +169,32 @@ fn gradients_match_central_differences() {
     }
 }
 
+#[test]
+fn instruction_sets_agree() {
+    // Rows for tiles and for few, and widths, heads and tokens that fill no register.
+    for (samples, width, heads) in [(1, 18, 3), (9, 40, 2), (9, 128, 4)] {
+        let config = ModelConfig { width, heads, ..config(Tokenization::Units) };
+        let model = Arc::new(Transformer::new(config, &mlp(&[9, 21, 4])).unwrap());
+        let batch = Batch::<f32>::random(samples, model.layout().num_parameters(), 1);
+        let parameters = parameters::<f32>(&model, 2);
+        let mut executor = Executor::for_training(model.clone(), samples, 1).unwrap();
+        let mut first: Option<Vec<f32>> = None;
+        crate::engine::cpu::on_each_instruction_set(|set| {
+            let mut gradient = vec![f32::NAN; model.num_parameters()];
+            let target = Target::new(&batch.wanted);
+            executor
+                .loss_and_gradient(&parameters, &batch.inputs(), &target, &mut gradient)
+                .unwrap();
+            let first = first.get_or_insert_with(|| gradient.clone());
+            let largest = first.iter().fold(0.0f32, |m, g| m.max(g.abs()));
+            for (a, b) in first.iter().zip(&gradient) {
+                // A few hundred roundings of numbers as large as the largest.
+                assert!((a - b).abs() <= 2e-5 * largest, "{set:?}, width {width}: {a} {b}");
+            }
+        });
+    }
+}
+
 /// The squared error, written as a penalty.
 #[derive(Debug)]
 struct SquaredError<'a>(&'a [f64], f64);
