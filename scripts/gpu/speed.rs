@@ -163,6 +163,7 @@ fn weights(config: ModelConfig, layout: &Layout) -> Result<Weights> {
             metric: Metric::VALIDATION_LOSS,
             prompt_range: PromptRange { best: 0.1, worst: 2.3 },
             sampler: SamplerConfig::default(),
+            calibration: None,
             task: "speed".into(),
             provenance: Value::Null,
         },
