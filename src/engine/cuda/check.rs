@@ -6,7 +6,7 @@
 
 use super::backend::Backend;
 use super::buffers::{Cuda, Lengths};
-use crate::engine::cpu::{attention_scratch_len, padded, AlignedBuffer, Cpu};
+use crate::engine::cpu::{attention_scratch_len, padded, AlignedBuffer, Cpu, PRODUCT_SCRATCH};
 use crate::engine::{
     AttentionShape, DeviceError, EdgeShape, EdgeSlots, LayerNorm, Linear, Math, Ops, Slot, Write,
 };
@@ -121,6 +121,7 @@ struct Pair<B> {
     gradient: Vec<f32>,
     /// The CPU's, with narrow slots behind the others.
     arena: AlignedBuffer<f32>,
+    scratch: AlignedBuffer<f32>,
     math: Math,
     checks: Vec<Check>,
 }
@@ -136,13 +137,14 @@ impl<B: Backend> Pair<B> {
         let device = Cuda::new(backend, math, lengths)?;
         let memory = |_| DeviceError::Call { call: "the CPU", problem: "no memory".into() };
         let arena = AlignedBuffer::new(plan.wide + plan.narrow).map_err(memory)?;
+        let scratch = AlignedBuffer::new(PRODUCT_SCRATCH).map_err(memory)?;
         let mut parameters = values(parameters, 1);
         if math == Math::Bf16 {
             // So that both use the same.
             parameters = narrowed(&parameters).iter().map(|value| value.to_f32()).collect();
         }
         let gradient = Vec::new();
-        Ok(Self { device, plan, parameters, gradient, arena, math, checks: Vec::new() })
+        Ok(Self { device, plan, parameters, gradient, arena, scratch, math, checks: Vec::new() })
     }
 
     /// The slot in the CPU's arena.
@@ -196,6 +198,9 @@ impl<B: Backend> Pair<B> {
             parameters: &self.parameters,
             gradient: &mut self.gradient,
             arena: self.arena.values(),
+            scratch: self.scratch.values(),
+            // The device adds to the gradient that is there, and so shall this.
+            first: false,
         };
         on_cpu(&mut cpu, &place);
         on_device(&mut self.device);
