@@ -8,6 +8,10 @@
 //! # Source
 //! Goto and van de Geijn 2008, "Anatomy of high-performance matrix multiplication".
 
+// Loops that count up to a constant are unrolled, and arrays that only they index become
+// registers; through iterators they did not.
+#![allow(clippy::needless_range_loop, clippy::manual_memcpy)]
+
 use pulp::{Simd, WithSimd};
 
 use super::simd;
