@@ -8,6 +8,9 @@
 //! # Source
 //! Goto and van de Geijn 2008, "Anatomy of high-performance matrix multiplication".
 
+// Loops that count up to a constant, so that they are unrolled and arrays stay in registers.
+#![allow(clippy::needless_range_loop, clippy::manual_memcpy)]
+
 use pulp::{Simd, WithSimd};
 
 use super::simd;
