@@ -2,7 +2,7 @@
 # The figures of benches/RESULTS.md on mountain car: records policies in training, trains
 # a G.pt on them and compares it with proximal policy optimization, in the folder $1
 # (default runs/mountain-car). Needs cmake and SDL2_gfx (Debian: cmake libsdl2-gfx-dev),
-# and about half an hour on two cores of an Intel Xeon with AVX-512. Can be interrupted and
+# and about a quarter of an hour on two cores of an Intel Xeon with AVX-512. Can be interrupted and
 # started again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,10 +12,10 @@ mkdir -p "$folder"
 cargo build --release --features gym
 lopt=target/release/lopt
 
-"$lopt" record mountain-car --out "$folder/runs" --precision f16 --runs 1000
+"$lopt" record mountain-car --out "$folder/runs" --precision f16 --runs 237
 weights=$folder/mountain-car.safetensors
 "$lopt" train mountain-car --store "$folder/runs" --out "$weights" \
-    --width 80 --blocks 4 --batch 32 --steps 6000
+    --width 80 --blocks 4 --batch 32 --steps 3000 --held-out 16
 "$lopt" calibrate mountain-car --weights "$weights"
 "$lopt" eval mountain-car --weights "$weights" --out "$folder/eval.html"
 "$lopt" compare mountain-car --weights "$weights" --prompt -110 --baseline-networks 10 \

@@ -99,7 +99,7 @@ fn car(places: &[f64], seconds: f64) -> String {
     let scale = TRACK / (VALLEY[1] - VALLEY[0]);
     let across = |place: f64| (place - VALLEY[0]) * scale;
     // As Gym draws it: 0.45 sin 3x, here to scale.
-    let down = |place: f64| FLOOR - 0.45 * ((3.0 * place).sin() + 1.0) * scale * 0.65;
+    let down = |place: f64| FLOOR - 0.45 * ((3.0 * place).sin() + 1.0) * scale * 0.5;
     let ground: Vec<String> = (0..=60)
         .map(|n| VALLEY[0] + f64::from(n) / 60.0 * (VALLEY[1] - VALLEY[0]))
         .map(|place| format!("{:.1} {:.1}", across(place), down(place)))

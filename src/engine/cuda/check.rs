@@ -84,9 +84,9 @@ impl Plan {
         slot
     }
 
-    /// What only the CPU needs, and is not compared.
-    fn take_scratch(&mut self, length: usize) -> Slot {
-        let slot = self.take(1, length);
+    /// What each engine uses in its own way, and is not compared.
+    fn take_scratch(&mut self, rows: usize, width: usize) -> Slot {
+        let slot = self.take(rows, width);
         self.slots.pop();
         slot
     }
@@ -284,8 +284,8 @@ pub(crate) fn operations<B: Backend>(backend: B, math: Math) -> Result<Vec<Check
     let per_sample = plan.take(samples, width);
     let shape = AttentionShape { tokens, queries: tokens, heads, width };
     // How probabilities lie is each engine's own affair.
-    let probabilities = plan.take_scratch(samples * heads * tokens * padded(tokens));
-    let scratch = plan.take_scratch(attention_scratch_len(&shape));
+    let probabilities = plan.take_scratch(samples, heads * tokens * padded(tokens));
+    let scratch = plan.take_scratch(1, attention_scratch_len(&shape));
     let target = plan.take(samples, 50);
     let entry = plan.take(1, 50);
     let weights = plan.take(samples, 1);
@@ -293,7 +293,7 @@ pub(crate) fn operations<B: Backend>(backend: B, math: Math) -> Result<Vec<Check
     let edges = plan.take(samples, edge.len());
     let to = plan.take(edge.to * samples, edge.rank);
     let from = plan.take(edge.from * samples, edge.channels * edge.rank);
-    let edge_scratch = plan.take_scratch(edge.scratch_len());
+    let edge_scratch = plan.take_scratch(1, edge.scratch_len());
     let gate = EdgeShape { rank: 2, ..edge };
     let gates = plan.take(gate.to * samples, 2);
     let dgates = plan.take(gate.to * samples, 2);
