@@ -151,6 +151,8 @@ impl Loaded {
         value["weights"] = json!(self.origin);
         value["threads"] = json!(terminal.threads);
         value["device"] = json!(terminal.device.to_string());
+        value["sampler"] = json!(self.sampler);
+        value["calibrated"] = json!(self.gpt.weights().header.calibration.is_some());
         value["report"] = json!(report);
         value["lopt"] = json!(env!("CARGO_PKG_VERSION"));
         print_json(&value)
@@ -204,6 +206,13 @@ impl Loaded {
                     "{:?}, {} steps, temperature {}",
                     self.sampler.kind, self.sampler.steps, self.sampler.temperature
                 ),
+            ),
+            (
+                "prompts",
+                match header.calibration {
+                    Some(_) => "calibrated".to_owned(),
+                    None => "as they are asked for".to_owned(),
+                },
             ),
             ("device", terminal.device.to_string()),
             ("made from", header.provenance.to_string()),
