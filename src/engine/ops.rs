@@ -177,7 +177,6 @@ pub(crate) trait Ops {
         qkv: Slot,
         probabilities: Slot,
         out: Slot,
-        scratch: Slot,
     );
     /// Gradient of `qkv`.
     #[allow(clippy::too_many_arguments)]

@@ -2,8 +2,7 @@
 
 use serde::Serialize;
 
-use super::alignment::{one_step, PromptSweep, Request};
-use super::scores::condition;
+use super::prompting::prompted;
 use super::updates::Subject;
 use super::{EvalError, Monitor, Networks};
 use crate::gpt::Calibration;
@@ -57,17 +56,7 @@ pub fn calibrate(
     monitor.stage("updates", 1);
     let metric = subject.metric;
     let networks = Networks::fresh(task, Seeds::calibration(), config.networks)?;
-    let current = condition(task, metric, &networks.parameters)?;
-    let sweep = PromptSweep {
-        best: subject.best_prompt,
-        start_coefficient: 1.0,
-        steps: config.prompts,
-        direction: metric.kind.direction(),
-    };
-    let asked: Vec<f64> = current.iter().flat_map(|&c| sweep.prompts(c)).collect();
-    let sample = &mut |request: Request<'_>| subject.sample(request);
-    let measure = &mut |networks: &[f32]| condition(task, metric, networks);
-    let came = one_step(&networks.parameters, &current, &asked, sample, measure)?;
+    let [asked, came] = prompted(task, subject, &networks, 1.0, config.prompts)?;
     monitor.advance();
     if monitor.cancelled() {
         return Err(EvalError::Cancelled);
@@ -91,6 +80,7 @@ fn mean(values: &[f64], columns: usize, column: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eval::alignment::Request;
     use crate::tasks::Digits;
 
     #[test]

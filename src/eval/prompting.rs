@@ -62,6 +62,26 @@ pub struct Evaluation {
     pub config: EvaluationConfig,
 }
 
+/// Prompts over the whole range of the metric, from a network's own value times
+/// `start_coefficient` to the best, and what came of each, `[N, K]`.
+pub(super) fn prompted(
+    task: &dyn Task,
+    subject: &mut Subject,
+    networks: &Networks,
+    start_coefficient: f64,
+    steps: usize,
+) -> Result<[Vec<f64>; 2], EvalError> {
+    let metric = subject.metric;
+    let direction = metric.kind.direction();
+    let sweep = PromptSweep { best: subject.best_prompt, start_coefficient, steps, direction };
+    let current = condition(task, metric, &networks.parameters)?;
+    let prompts: Vec<f64> = current.iter().flat_map(|&c| sweep.prompts(c)).collect();
+    let sample = &mut |request: Request<'_>| subject.sample(request);
+    let measure = &mut |networks: &[f32]| condition(task, metric, networks);
+    let observed = one_step(&networks.parameters, &current, &prompts, sample, measure)?;
+    Ok([prompts, observed])
+}
+
 /// Prompts networks over the whole range of the metric, once each.
 ///
 /// # Errors
@@ -91,18 +111,7 @@ pub fn evaluate(
     if monitor.cancelled() {
         return Err(EvalError::Cancelled);
     }
-    let metric = subject.metric;
-    let current = condition(task, metric, &networks.parameters)?;
-    let sweep = PromptSweep {
-        best: subject.best_prompt,
-        start_coefficient: coefficient,
-        steps: config.prompts,
-        direction: subject.metric.kind.direction(),
-    };
-    let prompts: Vec<f64> = current.iter().flat_map(|&c| sweep.prompts(c)).collect();
-    let sample = &mut |request: Request<'_>| subject.sample(request);
-    let measure = &mut |networks: &[f32]| condition(task, metric, networks);
-    let observed = one_step(&networks.parameters, &current, &prompts, sample, measure)?;
+    let [prompts, observed] = prompted(task, subject, &networks, coefficient, config.prompts)?;
     monitor.advance();
     let rows = |values: &[f64]| values.chunks(config.prompts).map(<[f64]>::to_vec).collect();
     Ok(Evaluation {

@@ -357,7 +357,6 @@ impl<F: Float> Ops for Cpu<'_, F> {
         qkv: Slot,
         probabilities: Slot,
         out: Slot,
-        _: Slot,
     ) {
         let shape = attention::Shape::new(samples, shape);
         let ranges = [

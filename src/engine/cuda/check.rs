@@ -412,10 +412,10 @@ pub(crate) fn operations<B: Backend>(backend: B, math: Math) -> Result<Vec<Check
         let shape = AttentionShape { queries, ..shape };
         let name = |what: &str| format!("attention{what}, {queries} of {tokens} ask");
         check!(&name(""), close, |ops, at| {
-            ops.attention(samples, &shape, at(qkv), at(probabilities), at(normed), at(scratch))
+            ops.attention(samples, &shape, at(qkv), at(probabilities), at(normed))
         });
         check!(&name("_backward"), close, |ops, at| {
-            ops.attention(samples, &shape, at(qkv), at(probabilities), at(normed), at(scratch));
+            ops.attention(samples, &shape, at(qkv), at(probabilities), at(normed));
             ops.attention_backward(
                 samples,
                 &shape,

@@ -347,7 +347,6 @@ impl<B: Backend> Ops for Cuda<B> {
         qkv: Slot,
         probabilities: Slot,
         out: Slot,
-        _scratch: Slot,
     ) {
         let kernel = if qkv.narrow { "attention_h" } else { "attention_f" };
         let head = [self.at(out), self.at(probabilities), self.at(qkv)].map(Argument::from);

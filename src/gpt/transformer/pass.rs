@@ -47,14 +47,7 @@ impl Transformer {
                 slots.stats_attention,
             );
             ops.linear(total, &block.qkv, slots.normed_attention, slots.qkv);
-            ops.attention(
-                samples,
-                &attention,
-                slots.qkv,
-                slots.probabilities,
-                slots.attended,
-                arena.scratch,
-            );
+            ops.attention(samples, &attention, slots.qkv, slots.probabilities, slots.attended);
             ops.linear_add(rows, &block.projection, slots.attended, stream, slots.middle);
             self.pass_messages(arena, block, slots, samples, ops);
 

@@ -10,12 +10,6 @@ use crate::network::Built;
 use crate::nn::SeLU;
 use crate::tasks::{Course, TaskError};
 
-/// Place of the flag.
-const FLAG: f64 = 0.5;
-/// Gravity, in units of length in a step squared.
-const GRAVITY: f64 = 0.0025;
-/// Fastest that the car goes.
-const FASTEST: f64 = 0.07;
 /// What the mechanical energy at the flag counts, in rewards.
 const POTENTIAL: f64 = 50.0;
 
@@ -91,9 +85,9 @@ impl Environment<2, 3> for Valley {
     }
 
     fn begin(&self, seed: u64) -> Car {
-        let mut environment = MountainCarEnv::new(RenderMode::None);
-        environment.reset(Some(seed), false, None);
-        Car(environment)
+        let mut car = Car(MountainCarEnv::new(RenderMode::None));
+        car.reset(seed);
+        car
     }
 
     fn course(states: Vec<[f64; 2]>) -> Course {
@@ -125,15 +119,17 @@ impl Episode<2> for Car {
 
     fn features(&self) -> [f32; 2] {
         let [place, speed] = self.state();
-        [((place + 0.3) / 0.9) as f32, (speed / FASTEST) as f32]
+        [((place + 0.3) / 0.9) as f32, (speed / self.0.max_speed.into_inner()) as f32]
     }
 
     /// Mechanical energy above that at rest in the valley, as a share of the potential
     /// energy at the flag, times 50.
     fn potential(&self) -> f32 {
         let [place, speed] = self.state();
-        let height = |place: f64| GRAVITY / 3.0 * ((3.0 * place).sin() + 1.0);
-        (POTENTIAL * (0.5 * speed * speed + height(place)) / height(FLAG)) as f32
+        let gravity = self.0.gravity.into_inner();
+        let height = |place: f64| gravity / 3.0 * ((3.0 * place).sin() + 1.0);
+        let flag = self.0.goal_position.into_inner();
+        (POTENTIAL * (0.5 * speed * speed + height(place)) / height(flag)) as f32
     }
 }
 
