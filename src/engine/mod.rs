@@ -49,6 +49,9 @@ pub enum EngineError {
     /// A gradient was asked of an executor that was built for inference.
     #[error("this executor was built for inference, expected one built for training")]
     InferenceOnly,
+    /// Packed parameters were asked for, and there are none.
+    #[error("no parameters were packed, expected a call of `pack` before")]
+    NotPacked,
     /// The activations do not fit into memory.
     #[error("cannot allocate {values} activations")]
     Memory {

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::embedding::embed;
 use super::transformer::{Arena, Training, Transformer};
-use crate::engine::cpu::{AlignedBuffer, Cpu, PRODUCT_SCRATCH};
+use crate::engine::cpu::{AlignedBuffer, Cpu, PackedParameters, Panels, PRODUCT_SCRATCH};
 use crate::engine::{EngineError, Float, Ops, Threads};
 
 /// What G.pt is given for a batch of networks.
@@ -57,8 +57,9 @@ pub trait Penalty<F>: Debug + Sync {
     fn add(&self, sample: usize, output: &[F], gradient: &mut [F]);
 }
 
-/// Rows of activations that one pass aims at: so many that packing the weights for it takes
-/// a few hundredths of its time, and few enough that memory does not grow with the batch.
+/// Rows of activations that one pass aims at, or up to half as many more: so many that packing
+/// the weights for it takes a few hundredths of its time, and few enough that memory does not
+/// grow with the batch.
 const ROWS: usize = 1024;
 
 /// Runs passes of one [`Transformer`], with all memory allocated in advance.
@@ -108,6 +109,7 @@ pub struct Executor<F> {
     capacity: usize,
     /// Positions of the weights of linear layers, whose gradients need no zeros to begin with.
     weights: Vec<Range<usize>>,
+    packed: Option<PackedParameters<F>>,
 }
 
 /// What one thread writes to.
@@ -124,7 +126,7 @@ struct Worker<F> {
 impl<F: Float> Worker<F> {
     /// Arena and scratch memory.
     fn memory(&mut self) -> [&mut [F]; 2] {
-        [self.arena.values(), self.scratch.values()]
+        [self.arena.values_mut(), self.scratch.values_mut()]
     }
 }
 
@@ -165,7 +167,10 @@ impl<F: Float> Executor<F> {
         }
         let threads = Threads::new(threads)?;
         let count = threads.count().min(batch);
-        let samples = (ROWS / model.num_tokens()).clamp(1, batch.div_ceil(count));
+        let share = batch.div_ceil(count);
+        let rows = share.saturating_mul(model.num_tokens());
+        let passes = rows.saturating_add(ROWS / 2) / ROWS;
+        let samples = share.div_ceil(passes.max(1));
         let arena = Arena::new(&model, samples, training);
         let worker = |i| {
             let gradient = match training && i > 0 {
@@ -177,7 +182,7 @@ impl<F: Float> Executor<F> {
         };
         let workers = (0..count).map(worker).collect::<Result<_, EngineError>>()?;
         let weights = model.decayed();
-        Ok(Self { model, arena, threads, workers, capacity: batch, weights })
+        Ok(Self { model, arena, threads, workers, capacity: batch, weights, packed: None })
     }
 
     /// The network that is run.
@@ -203,13 +208,52 @@ impl<F: Float> Executor<F> {
         inputs: &Inputs<'_, F>,
         output: &mut [F],
     ) -> Result<(), EngineError> {
-        let batch = self.check(parameters, inputs)?;
+        EngineError::check("parameters", parameters.len(), self.model.num_parameters())?;
+        self.forward((parameters, None), inputs, output)
+    }
+
+    /// Keeps a copy of the parameters, with weights in the order in which matrix products read
+    /// them, for [`predict_packed`](Self::predict_packed).
+    ///
+    /// # Errors
+    /// If the buffer has the wrong length, or memory does not suffice.
+    pub fn pack(&mut self, parameters: &[F]) -> Result<(), EngineError> {
+        EngineError::check("parameters", parameters.len(), self.model.num_parameters())?;
+        self.packed = Some(PackedParameters::new(parameters, self.model.linear_layers())?);
+        Ok(())
+    }
+
+    /// As [`predict`](Self::predict), with the parameters that were [packed](Self::pack): much
+    /// faster for a sample or a few, which would not make up for copying the weights.
+    ///
+    /// # Errors
+    /// If no parameters were packed, and as [`predict`](Self::predict).
+    pub fn predict_packed(
+        &mut self,
+        inputs: &Inputs<'_, F>,
+        output: &mut [F],
+    ) -> Result<(), EngineError> {
+        let packed = self.packed.take().ok_or(EngineError::NotPacked)?;
+        let (parameters, panels) = packed.parts();
+        let done = self.forward((parameters, Some(panels)), inputs, output);
+        self.packed = Some(packed);
+        done
+    }
+
+    fn forward(
+        &mut self,
+        (parameters, panels): (&[F], Option<&Panels>),
+        inputs: &Inputs<'_, F>,
+        output: &mut [F],
+    ) -> Result<(), EngineError> {
+        let batch = inputs.check(&self.model, self.capacity)?;
         let size = self.model.layout().num_parameters();
         EngineError::check("output", output.len(), batch * size)?;
         let job = Job {
             model: &self.model,
             arena: &self.arena,
             parameters,
+            panels,
             inputs,
             batch,
             workers: self.workers.len(),
@@ -341,7 +385,7 @@ impl<F: Float> Executor<F> {
             return Err(EngineError::Batch { found: batch, capacity: 1 });
         }
         let (model, arena) = (&self.model, &self.arena);
-        let job = Job { model, arena, parameters, inputs, batch, workers: 1 };
+        let job = Job { model, arena, parameters, panels: None, inputs, batch, workers: 1 };
         let mut stages = Vec::new();
         job.run(0, self.workers[0].memory(), &mut [], |cpu, _| {
             let all = job.arena.stages().count();
@@ -370,6 +414,7 @@ impl<F: Float> Executor<F> {
             model: &self.model,
             arena: &self.arena,
             parameters,
+            panels: None,
             inputs,
             batch,
             workers: self.workers.len(),
@@ -386,7 +431,7 @@ impl<F: Float> Executor<F> {
                 &|index, worker, rows, caller| {
                     let first = job.share(index).start;
                     let (memory, own) =
-                        ([worker.arena.values(), worker.scratch.values()], &mut worker.gradient);
+                        ([worker.arena.values_mut(), worker.scratch.values_mut()], &mut worker.gradient);
                     let gradient = caller.unwrap_or(own);
                     let mut end = 0;
                     let idle = job.share(index).is_empty();
@@ -459,6 +504,7 @@ struct Job<'a, F> {
     model: &'a Transformer,
     arena: &'a Arena,
     parameters: &'a [F],
+    panels: Option<&'a Panels>,
     inputs: &'a Inputs<'a, F>,
     batch: usize,
     workers: usize,
@@ -508,8 +554,8 @@ impl<F: Float> Job<'_, F> {
     ) {
         let share = self.share(worker);
         let passes = share.len().div_ceil(self.arena.samples);
-        let parameters = self.parameters;
-        let mut cpu = Cpu { parameters, gradient, arena, scratch, first: true };
+        let (parameters, panels) = (self.parameters, self.panels);
+        let mut cpu = Cpu { parameters, panels, gradient, arena, scratch, first: true };
         for pass in 0..passes {
             let start = share.start + share.len() * pass / passes;
             let end = share.start + share.len() * (pass + 1) / passes;

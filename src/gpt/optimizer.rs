@@ -623,7 +623,6 @@ struct OnCpu {
 }
 
 impl Engine {
-    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
     fn new(
         config: &GptConfig,
         model: Arc<Transformer>,
@@ -632,7 +631,8 @@ impl Engine {
         match config.device {
             engine::Device::Cpu => {
                 let threads = config.threads;
-                let executor = Executor::for_inference(model.clone(), 1, threads)?;
+                let mut executor = Executor::for_inference(model.clone(), 1, threads)?;
+                executor.pack(parameters)?;
                 Ok(Self::Cpu(OnCpu { model, threads, executor, capacity: 1 }.into()))
             }
             #[cfg(feature = "cuda")]
@@ -669,6 +669,7 @@ impl Engine {
             Self::Cpu(own) => {
                 if rows > own.capacity {
                     own.executor = Executor::for_inference(own.model.clone(), rows, own.threads)?;
+                    own.executor.pack(&weights.parameters)?;
                     own.capacity = rows;
                 }
                 let mut timestep = vec![0.0; rows];
@@ -683,7 +684,7 @@ impl Engine {
                         target: &target,
                         current: &current,
                     };
-                    executor.predict(&weights.parameters, &inputs, output)
+                    executor.predict_packed(&inputs, output)
                 };
                 sampler.sample(noise, start.len(), predict)?
             }

@@ -36,7 +36,7 @@ use super::diffusion::NoiseSchedule;
 use super::embedding;
 use super::tokens::Tokens;
 use super::DIFFUSION_STEPS;
-use crate::engine::Float;
+use crate::engine::{Float, Linear};
 use crate::layout::Layout;
 
 /// The network of G.pt for one layout.
@@ -155,6 +155,11 @@ impl Transformer {
             adjacent
         });
         ranges
+    }
+
+    /// Where the linear layers lie in the parameters.
+    pub(crate) fn linear_layers(&self) -> &[Linear] {
+        &self.places.linear
     }
 
     /// Frequencies of the scalar embedding.

@@ -170,7 +170,7 @@ fn multiply<F: Float>(
     b: Matrix<'_, F>,
     scratch: &mut [F],
 ) {
-    simd(Product { out, stride, start: Start::Nothing, a, b, bias: None, scratch });
+    simd(Product { out, stride, start: Start::Nothing, a, b: b.into(), bias: None, scratch });
 }
 
 /// `scores = softmax(scale scores)` over the rows, for every lane by itself.

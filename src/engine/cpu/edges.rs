@@ -26,7 +26,7 @@ fn multiply<F: Float>(
     scratch: &mut [F],
 ) {
     let (stride, start) = (b.columns(), write.into());
-    simd(Product { out, stride, start, a, b, bias: None, scratch });
+    simd(Product { out, stride, start, a, b: b.into(), bias: None, scratch });
 }
 
 /// The factors of an [`EdgeShape`]'s trilinear form: `edges [N, U, V, C]`, `to [U N, R]`,

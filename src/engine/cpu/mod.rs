@@ -10,17 +10,18 @@
 mod attention;
 mod columns;
 mod edges;
-mod few_rows;
 mod gelu;
 mod layer_norm;
 mod loss;
 mod matmul;
 mod optimizer;
+mod packed;
 mod tokens;
 
 pub(crate) use attention::scratch_len as attention_scratch_len;
 pub(crate) use matmul::{linear, SCRATCH as PRODUCT_SCRATCH};
 pub(crate) use optimizer::{AdamStep, SumOfSquares};
+pub(crate) use packed::{PackedParameters, Panels};
 
 use std::ops::Range;
 
@@ -58,7 +59,11 @@ impl<F: Float> AlignedBuffer<F> {
         Ok(Self { values, start, len })
     }
 
-    pub fn values(&mut self) -> &mut [F] {
+    pub fn values(&self) -> &[F] {
+        &self.values[self.start..][..self.len]
+    }
+
+    pub fn values_mut(&mut self) -> &mut [F] {
         &mut self.values[self.start..][..self.len]
     }
 }
@@ -114,6 +119,8 @@ pub(crate) fn on_each_instruction_set(mut work: impl FnMut(pulp::Arch)) {
 /// its own.
 pub(crate) struct Cpu<'a, F> {
     pub parameters: &'a [F],
+    /// Where weights lie in the parameters, if these are packed.
+    pub panels: Option<&'a Panels>,
     /// Empty at inference.
     pub gradient: &'a mut [F],
     pub arena: &'a mut [F],
@@ -154,20 +161,31 @@ impl<F: Float> Cpu<'_, F> {
         let (own, scratch) = (&mut own[..shape.scratch_len()], &mut *self.scratch);
         edges::Edges { shape, samples, edges, to, from, own, scratch }
     }
-
-    /// `y = x Wᵀ` for a few rows, or that added to `y`.
-    fn few_rows(&mut self, rows: usize, layer: &Linear, x: Slot, y: Slot, write: Write) {
-        let (inputs, outputs) = (layer.inputs, layer.outputs);
-        let weight = &self.parameters[layer.weight..][..outputs * inputs];
-        let [x, y] = disjoint(self.arena, [x.range(rows), y.range(rows)]);
-        simd(few_rows::FewRows { x, weight, inputs, outputs, y, write });
-    }
 }
 
 /// `[outputs, inputs]`.
 fn weight<'a, F: Float>(parameters: &'a [F], layer: &Linear) -> Matrix<'a, F> {
     let values = &parameters[layer.weight..][..layer.outputs * layer.inputs];
     Matrix::new(values, layer.outputs, layer.inputs)
+}
+
+/// `x Wᵀ + b` added to what it starts with.
+fn affine<'a, F: Float>(
+    parameters: &'a [F],
+    panels: Option<&Panels>,
+    layer: &Linear,
+    x: &'a [F],
+    (out, start): (&'a mut [F], Start<'a, F>),
+    scratch: &'a mut [F],
+) {
+    let &Linear { inputs, outputs, .. } = layer;
+    let b = match panels {
+        Some(panels) => panels.of(parameters, layer),
+        None => weight(parameters, layer).transposed().into(),
+    };
+    let bias = layer.bias.map(|bias| &parameters[bias..bias + outputs]);
+    let a = Matrix::new(x, x.len() / inputs, inputs);
+    simd(Product { out, stride: outputs, start, a, b, bias, scratch });
 }
 
 /// Mutable parts of a buffer at ranges that are disjoint by construction.
@@ -204,42 +222,16 @@ impl<F: Float> Ops for Cpu<'_, F> {
     }
 
     fn linear(&mut self, rows: usize, layer: &Linear, x: Slot, y: Slot) {
-        let bias = layer.bias.map(|bias| &self.parameters[bias..bias + layer.outputs]);
-        if rows > few_rows::MOST {
-            let [x, y] = disjoint(self.arena, [x.range(rows), y.range(rows)]);
-            let a = Matrix::new(x, rows, layer.inputs);
-            let (b, scratch) = (weight(self.parameters, layer).transposed(), &mut *self.scratch);
-            let (stride, start) = (layer.outputs, Start::Nothing);
-            return simd(Product { out: y, stride, start, a, b, bias, scratch });
-        }
-        if let Some(bias) = bias {
-            for row in self.arena[y.range(rows)].chunks_exact_mut(layer.outputs) {
-                row.copy_from_slice(bias);
-            }
-        }
-        let write = if bias.is_some() { Write::Add } else { Write::Set };
-        self.few_rows(rows, layer, x, y, write);
+        let [x, y] = disjoint(self.arena, [x.range(rows), y.range(rows)]);
+        affine(self.parameters, self.panels, layer, x, (y, Start::Nothing), self.scratch);
     }
 
     fn linear_add(&mut self, rows: usize, layer: &Linear, x: Slot, residual: Slot, y: Slot) {
-        let bias = layer.bias.map(|bias| &self.parameters[bias..bias + layer.outputs]);
         let same = residual == y;
-        if rows > few_rows::MOST {
-            let from = if same { 0..0 } else { residual.range(rows) };
-            let [x, from, y] = disjoint(self.arena, [x.range(rows), from, y.range(rows)]);
-            let start = if same { Start::Output } else { Start::Matrix(from) };
-            let a = Matrix::new(x, rows, layer.inputs);
-            let (b, scratch) = (weight(self.parameters, layer).transposed(), &mut *self.scratch);
-            let stride = layer.outputs;
-            return simd(Product { out: y, stride, start, a, b, bias, scratch });
-        }
-        if !same {
-            self.arena.copy_within(residual.range(rows), y.offset);
-        }
-        if let Some(row) = bias {
-            simd(columns::AddRow { row, matrix: &mut self.arena[y.range(rows)] });
-        }
-        self.few_rows(rows, layer, x, y, Write::Add);
+        let from = if same { 0..0 } else { residual.range(rows) };
+        let [x, from, y] = disjoint(self.arena, [x.range(rows), from, y.range(rows)]);
+        let start = if same { Start::Output } else { Start::Matrix(from) };
+        affine(self.parameters, self.panels, layer, x, (y, start), self.scratch);
     }
 
     fn linear_gelu(&mut self, rows: usize, layer: &Linear, x: Slot, y: Slot, slope: Option<Slot>) {
@@ -272,7 +264,7 @@ impl<F: Float> Ops for Cpu<'_, F> {
             stride: inputs,
             start: if self.first { Start::Nothing } else { Start::Output },
             a: y_gradient.transposed(),
-            b: Matrix::new(&self.arena[x.range(rows)], rows, inputs),
+            b: Matrix::new(&self.arena[x.range(rows)], rows, inputs).into(),
             bias: None,
             scratch: &mut *self.scratch,
         });
@@ -282,7 +274,7 @@ impl<F: Float> Ops for Cpu<'_, F> {
         }
         if let Some((dx, write)) = dx {
             let [dy, dx] = disjoint(self.arena, [dy.range(rows), dx.range(rows)]);
-            let (a, b) = (Matrix::new(dy, rows, outputs), weight(self.parameters, layer));
+            let (a, b) = (Matrix::new(dy, rows, outputs), weight(self.parameters, layer).into());
             let scratch = &mut *self.scratch;
             let (stride, start) = (inputs, write.into());
             simd(Product { out: dx, stride, start, a, b, bias: None, scratch });

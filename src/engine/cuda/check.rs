@@ -159,7 +159,7 @@ impl<B: Backend> Pair<B> {
         let fresh = values(self.plan.wide + self.plan.narrow, seed);
         let (wide, narrow) = fresh.split_at(self.plan.wide);
         let narrow = narrowed(narrow);
-        let arena = self.arena.values();
+        let arena = self.arena.values_mut();
         arena[..wide.len()].copy_from_slice(wide);
         for (to, from) in arena[wide.len()..].iter_mut().zip(&narrow) {
             *to = from.to_f32();
@@ -197,9 +197,10 @@ impl<B: Backend> Pair<B> {
         let mut cpu = Cpu {
             parameters: &self.parameters,
             gradient: &mut self.gradient,
-            arena: self.arena.values(),
-            scratch: self.scratch.values(),
+            arena: self.arena.values_mut(),
+            scratch: self.scratch.values_mut(),
             // The device adds to the gradient that is there, and so shall this.
+            panels: None,
             first: false,
         };
         on_cpu(&mut cpu, &place);

@@ -56,6 +56,8 @@ pub(super) struct Places {
     pub decoders: Vec<Vec<Linear>>,
     /// For all edges of a tensor, how they are decoded.
     pub edge_decoders: Vec<EdgeDecoder>,
+    /// All of the layers above that are linear.
+    pub linear: Vec<Linear>,
 }
 
 /// How a message is made of its sender's token, and added to that of who gets it.
@@ -168,6 +170,7 @@ pub(super) fn place(
         norm_out,
         decoders,
         edge_decoders,
+        linear: list.linear,
     };
     // Far above any machine's memory, and far below where offsets overflow.
     let most = 1usize << 40;
@@ -203,12 +206,13 @@ fn block(list: &mut List, index: usize, width: usize, edges: &[Edges]) -> BlockP
 struct List {
     specs: Vec<ParameterSpec>,
     initial: Vec<Initial>,
+    linear: Vec<Linear>,
     end: Option<usize>,
 }
 
 impl Default for List {
     fn default() -> Self {
-        Self { specs: Vec::new(), initial: Vec::new(), end: Some(0) }
+        Self { specs: Vec::new(), initial: Vec::new(), linear: Vec::new(), end: Some(0) }
     }
 }
 
@@ -239,7 +243,9 @@ impl List {
         let weight = self.add(format!("{name}.weight"), vec![outputs, inputs], true, initial);
         let bias =
             bias.then(|| self.add(format!("{name}.bias"), vec![outputs], false, Initial::Zero));
-        Linear { weight, bias, inputs, outputs }
+        let layer = Linear { weight, bias, inputs, outputs };
+        self.linear.push(layer);
+        layer
     }
 
     /// Several layers with one input as one layer: weights side by side, then
@@ -256,6 +262,10 @@ impl List {
             pair[0].offset = start.saturating_add(i.saturating_mul(inputs * outputs));
             pair[1].offset = biases.saturating_add(i * outputs);
         }
-        Linear { weight: start, bias: Some(biases), inputs, outputs: names.len() * outputs }
+        let fused =
+            Linear { weight: start, bias: Some(biases), inputs, outputs: names.len() * outputs };
+        self.linear.truncate(self.linear.len() - names.len());
+        self.linear.push(fused);
+        fused
     }
 }

@@ -1,0 +1,146 @@
+//! Copies of factors in the order in which tiles read them.
+
+use pulp::{Simd, WithSimd};
+
+use super::{vectors, Matrix, PACKED_TILE, STEP, TILE};
+use crate::engine::cpu::padded;
+use crate::engine::Float;
+
+/// All of `b` in panels.
+pub(in crate::engine::cpu) struct Pack<'a, F> {
+    pub b: Matrix<'a, F>,
+    /// [`panels_len`] values.
+    pub panels: &'a mut [F],
+}
+
+/// Values of the panels of a matrix.
+pub(in crate::engine::cpu) fn panels_len(rows: usize, columns: usize) -> usize {
+    rows * padded(columns)
+}
+
+impl<F: Float> WithSimd for Pack<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { b, panels: values } = self;
+        let widest = vectors::<S>() * F::lanes::<S>();
+        panels(simd, &b, [0, 0], [b.rows, b.columns], widest, values);
+    }
+}
+
+/// Copies `deep` rows from `k` of columns from `first`, up to `columns` of them, into panels:
+/// row after row of up to `widest` values, padded with anything to whole vectors.
+#[inline(always)]
+pub(super) fn panels<F: Float, S: Simd>(
+    simd: S,
+    b: &Matrix<'_, F>,
+    [k, first]: [usize; 2],
+    [deep, columns]: [usize; 2],
+    widest: usize,
+    block: &mut [F],
+) {
+    let lanes = F::lanes::<S>();
+    let mut at = 0;
+    for column in (0..columns).step_by(widest) {
+        let valid = widest.min(columns - column);
+        let width = valid.next_multiple_of(lanes);
+        let panel = &mut block[at..][..width * deep];
+        at += panel.len();
+        if b.transposed {
+            let values = &b.values[(first + column) * b.stride + k..];
+            transpose(values, b.stride, valid, panel, width);
+            continue;
+        }
+        for (k, to) in (k..).zip(panel.chunks_exact_mut(width)) {
+            let from = &b.values[k * b.stride + first + column..][..valid];
+            let (whole, to) = (F::as_lanes::<S>(from), F::as_mut_lanes::<S>(to));
+            for (to, &from) in to.iter_mut().zip(whole) {
+                *to = from;
+            }
+            if let Some(to) = to.get_mut(whole.len()) {
+                *to = F::partial_load(simd, &from[whole.len() * lanes..]);
+            }
+        }
+    }
+}
+
+/// `panel[i, j] = values[j * stride + i]` for `j` below `valid`.
+#[inline(always)]
+fn transpose<F: Float>(values: &[F], stride: usize, valid: usize, panel: &mut [F], width: usize) {
+    let deep = panel.len() / width;
+    let squares = deep / STEP;
+    // Vectors narrower than a square pad to less than one.
+    let columns = width / STEP * STEP;
+    for j in (0..columns).step_by(STEP) {
+        let mut rows = [&values.as_chunks::<STEP>().0[..0]; STEP];
+        for l in 0..STEP {
+            // Padding repeats the last row.
+            let row = &values[(j + l).min(valid - 1) * stride..];
+            rows[l] = &row[..squares * STEP].as_chunks::<STEP>().0[..squares];
+        }
+        for square in 0..squares {
+            let mut values = [[F::zero(); STEP]; STEP];
+            for l in 0..STEP {
+                values[l] = rows[l][square];
+            }
+            values = transposed(values);
+            for i in 0..STEP {
+                panel[(square * STEP + i) * width + j..][..STEP].copy_from_slice(&values[i]);
+            }
+        }
+    }
+    // What fills no square: the last rows, and the last columns.
+    for j in 0..valid {
+        let from = if j < columns { squares * STEP } else { 0 };
+        let row = &values[j * stride..][..deep];
+        for i in from..deep {
+            panel[i * width + j] = row[i];
+        }
+    }
+}
+
+/// Rows become columns: the first half of the rows and the second half, pair by pair, are
+/// shuffled into each other like cards, once for every bit of a row's number.
+#[inline(always)]
+fn transposed<F: Float>(mut rows: [[F; STEP]; STEP]) -> [[F; STEP]; STEP] {
+    for _ in 0..STEP.ilog2() {
+        let before = rows;
+        for i in 0..STEP / 2 {
+            let (a, b) = (before[i], before[i + STEP / 2]);
+            for l in 0..STEP / 2 {
+                rows[2 * i][2 * l] = a[l];
+                rows[2 * i][2 * l + 1] = b[l];
+                rows[2 * i + 1][2 * l] = a[STEP / 2 + l];
+                rows[2 * i + 1][2 * l + 1] = b[STEP / 2 + l];
+            }
+        }
+    }
+    rows
+}
+
+/// Copies columns from `k` of rows of a matrix that lies column by column: tile after tile,
+/// and in each the columns, with rows of the next tile or of nothing below.
+#[inline(always)]
+pub(super) fn tiles<F: Float>(
+    a: &Matrix<'_, F>,
+    [k, deep]: [usize; 2],
+    [first, end]: [usize; 2],
+    packed: &mut [F],
+) {
+    // Not all of a tile at once: columns may lie far apart, and each holds rows of many tiles.
+    for from in (0..deep).step_by(STEP) {
+        let some = from..deep.min(from + STEP);
+        let tiles = packed.chunks_exact_mut(PACKED_TILE * deep);
+        for (top, tile) in (first..end).step_by(TILE).zip(tiles) {
+            let tile = &mut tile.as_chunks_mut::<PACKED_TILE>().0[some.clone()];
+            for (k, to) in (k + from..).zip(tile) {
+                let rows = &a.values[k * a.stride + top..];
+                match rows.first_chunk() {
+                    Some(rows) => *to = *rows,
+                    None => to[..rows.len()].copy_from_slice(rows),
+                }
+            }
+        }
+    }
+}
