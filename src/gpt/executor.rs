@@ -430,8 +430,10 @@ impl<F: Float> Executor<F> {
                 Some(&mut *gradient),
                 &|index, worker, rows, caller| {
                     let first = job.share(index).start;
-                    let (memory, own) =
-                        ([worker.arena.values_mut(), worker.scratch.values_mut()], &mut worker.gradient);
+                    let (memory, own) = (
+                        [worker.arena.values_mut(), worker.scratch.values_mut()],
+                        &mut worker.gradient,
+                    );
                     let gradient = caller.unwrap_or(own);
                     let mut end = 0;
                     let idle = job.share(index).is_empty();

@@ -38,6 +38,11 @@ const DEPTH: usize = 384;
 const COLUMNS: usize = 512;
 const ROWS: usize = 384;
 
+/// Most rows of `A`, and most values of `B` row by row, that are multiplied where they lie:
+/// copies would take longer than the sums. `B` stays in the first-level cache.
+const SMALL_ROWS: usize = 64;
+const SMALL: usize = 4096;
+
 /// Inner indices between two computations of addresses, which would take longer than the
 /// sums, and rows and columns that are transposed at once.
 const STEP: usize = 16;
@@ -178,6 +183,24 @@ impl<F: Float> Product<'_, F> {
         assert_eq!(a.columns, inner, "inner lengths of a product");
         assert!(stride >= columns, "rows of a product overlap");
         let (lanes, widest) = (F::lanes::<S>(), N * F::lanes::<S>());
+        if let Right::Matrix(b) = b {
+            let small = a.rows <= SMALL_ROWS && inner * columns <= SMALL;
+            if small && !b.transposed && columns.is_multiple_of(lanes) {
+                for first in (0..columns).step_by(widest) {
+                    let valid = widest.min(columns - first);
+                    let bias = bias.map(|bias| &bias[first..][..valid]);
+                    let target = Target { out: &mut *out, stride, start, bias, first, valid };
+                    match valid / lanes {
+                        1 => tile::in_place::<F, S, 1>(simd, &a, &b, target),
+                        2 => tile::in_place::<F, S, 2>(simd, &a, &b, target),
+                        3 if N == 4 => tile::in_place::<F, S, 3>(simd, &a, &b, target),
+                        _ if N == 4 => tile::in_place::<F, S, 4>(simd, &a, &b, target),
+                        more => unreachable!("a panel of {more} vectors"),
+                    }
+                }
+                return;
+            }
+        }
         let depth = equal_parts(inner, DEPTH).next_multiple_of(STEP);
         let height = equal_parts(a.rows, ROWS).next_multiple_of(TILE);
         let copied = if matches!(b, Right::Matrix(_)) { scratch_len(inner, columns) } else { 0 };
@@ -331,6 +354,8 @@ mod tests {
             [9, 800, 40],
             [3, 31, 129],
             [28, 400, 200],
+            [20, 20, 32],
+            [9, 33, 112],
         ] {
             products_are_exact::<f32>(shape);
             products_are_exact::<f64>(shape);

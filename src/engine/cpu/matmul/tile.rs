@@ -1,5 +1,7 @@
 //! Tiles of a product, summed in registers.
 
+use std::ops::Range;
+
 use pulp::Simd;
 
 use super::{equal_parts, Matrix, Start, PACKED_TILE, STEP, TILE};
@@ -52,6 +54,51 @@ pub(super) fn tiles<F: Float, S: Simd, const N: usize>(
     for (top, columns) in (first..end).step_by(TILE).zip(columns) {
         tile(simd, ByColumns(columns.as_chunks().0), panel, &[], &mut sums);
         store(simd, &sums, [top, TILE.min(end - top)], &mut target);
+    }
+}
+
+/// Rows of `A` times columns of `B`, both where they lie.
+#[inline(always)]
+pub(super) fn in_place<F: Float, S: Simd, const N: usize>(
+    simd: S,
+    a: &Matrix<'_, F>,
+    b: &Matrix<'_, F>,
+    target: Target<'_, F>,
+) {
+    match equal_parts(a.rows, TILE) {
+        1..=4 => tiles_in_place::<F, S, N, 4>(simd, a, b, target),
+        5 => tiles_in_place::<F, S, N, 5>(simd, a, b, target),
+        _ => tiles_in_place::<F, S, N, TILE>(simd, a, b, target),
+    }
+}
+
+#[inline(always)]
+fn tiles_in_place<F: Float, S: Simd, const N: usize, const M: usize>(
+    simd: S,
+    a: &Matrix<'_, F>,
+    b: &Matrix<'_, F>,
+    mut target: Target<'_, F>,
+) {
+    let [row, column] = if a.transposed { [1, a.stride] } else { [a.stride, 1] };
+    for top in (0..a.rows).step_by(M) {
+        let height = M.min(a.rows - top);
+        let mut rows = [a.values; M];
+        for i in 0..M {
+            // Below the last row comes the last row again: its sums are not stored.
+            rows[i] = &a.values[(top + i.min(height - 1)) * row..];
+        }
+        let mut sums = [[F::splat(simd, F::zero()); N]; M];
+        for k in 0..b.rows {
+            let values = &b.values[k * b.stride + target.first..][..N * F::lanes::<S>()];
+            let values = F::as_lanes::<S>(values).as_chunks::<N>().0[0];
+            for i in 0..M {
+                let value = F::splat(simd, rows[i][k * column]);
+                for n in 0..N {
+                    sums[i][n] = F::fused_lanes(simd, value, values[n], sums[i][n]);
+                }
+            }
+        }
+        store(simd, &sums, [top, height], &mut target);
     }
 }
 
@@ -199,65 +246,54 @@ fn store<F: Float, S: Simd, const N: usize, const M: usize>(
     [top, height]: [usize; 2],
     target: &mut Target<'_, F>,
 ) {
-    let width = N * F::lanes::<S>();
-    if target.valid < width {
-        // A copy: what is indexed by a variable does not stay in registers.
-        return store_some(simd, *sums, [top, height], target);
-    }
-    let bias = target.bias.map(|bias| &F::as_lanes::<S>(bias)[..N]);
+    let lanes = F::lanes::<S>();
     for i in 0..M {
         if i < height {
             let place = (top + i) * target.stride + target.first;
-            let mut values = sums[i];
-            if let Some(bias) = bias {
-                for n in 0..N {
-                    values[n] = F::add_lanes(simd, values[n], bias[n]);
-                }
-            }
-            if let Start::Matrix(start) = target.start {
-                let start = F::as_lanes::<S>(&start[place..][..width]);
-                for n in 0..N {
-                    values[n] = F::add_lanes(simd, values[n], start[n]);
-                }
-            }
-            let out = F::as_mut_lanes::<S>(&mut target.out[place..][..width]);
-            if let Start::Output = target.start {
-                for n in 0..N {
-                    values[n] = F::add_lanes(simd, values[n], out[n]);
-                }
-            }
             for n in 0..N {
-                out[n] = values[n];
+                let from = n * lanes;
+                if from + lanes <= target.valid {
+                    let columns = from..from + lanes;
+                    let place = place + from..place + from + lanes;
+                    let mut sum = sums[i][n];
+                    if let Some(bias) = target.bias {
+                        sum = F::add_lanes(simd, sum, F::as_lanes::<S>(&bias[columns])[0]);
+                    }
+                    if let Start::Matrix(start) = target.start {
+                        let start = F::as_lanes::<S>(&start[place.clone()])[0];
+                        sum = F::add_lanes(simd, sum, start);
+                    }
+                    let out = &mut F::as_mut_lanes::<S>(&mut target.out[place])[0];
+                    if let Start::Output = target.start {
+                        sum = F::add_lanes(simd, sum, *out);
+                    }
+                    *out = sum;
+                } else if from < target.valid {
+                    store_some(simd, sums[i][n], place + from, from..target.valid, target);
+                }
             }
         }
     }
 }
 
-/// Writes the rows of a tile that is wider than what is left of `C`.
+/// Writes the first values of a vector, those of some columns of a panel.
 #[inline(always)]
-fn store_some<F: Float, S: Simd, const N: usize, const M: usize>(
+fn store_some<F: Float, S: Simd>(
     simd: S,
-    sums: [[F::Lanes<S>; N]; M],
-    [top, height]: [usize; 2],
+    mut sum: F::Lanes<S>,
+    place: usize,
+    columns: Range<usize>,
     target: &mut Target<'_, F>,
 ) {
-    let lanes = F::lanes::<S>();
     let add = |sum, values: &[F]| F::add_lanes(simd, sum, F::partial_load(simd, values));
-    for (i, sums) in sums.iter().enumerate().take(height) {
-        for (n, &sum) in sums.iter().enumerate() {
-            let columns = n * lanes..target.valid.min((n + 1) * lanes);
-            let first = (top + i) * target.stride + target.first;
-            let place = first + columns.start..first + columns.end;
-            let mut sum = sum;
-            if let Some(bias) = target.bias {
-                sum = add(sum, &bias[columns]);
-            }
-            match target.start {
-                Start::Nothing => {}
-                Start::Output => sum = add(sum, &target.out[place.clone()]),
-                Start::Matrix(start) => sum = add(sum, &start[place.clone()]),
-            }
-            F::partial_store(simd, &mut target.out[place], sum);
-        }
+    let place = place..place + columns.len();
+    if let Some(bias) = target.bias {
+        sum = add(sum, &bias[columns]);
     }
+    match target.start {
+        Start::Nothing => {}
+        Start::Output => sum = add(sum, &target.out[place.clone()]),
+        Start::Matrix(start) => sum = add(sum, &start[place.clone()]),
+    }
+    F::partial_store(simd, &mut target.out[place], sum);
 }

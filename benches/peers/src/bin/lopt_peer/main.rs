@@ -75,6 +75,8 @@ impl Batch {
 /// The training and the passes of one problem.
 struct Lopt {
     executor: Executor<f32>,
+    /// Whether parameters change, and so are not packed.
+    trains: bool,
     batch: Batch,
     output: Vec<f32>,
     parameters: Vec<f32>,
@@ -143,11 +145,16 @@ impl Engine for Lopt {
         let trains = what == What::TrainStep;
         let state = || vec![0.0; if trains { parameters.len() } else { 0 }];
         let updates = weights.filter(|_| what == What::Update);
+        let executor = if trains {
+            Executor::for_training(model.clone(), samples, threads)?
+        } else {
+            let mut executor = Executor::for_inference(model.clone(), samples, threads)?;
+            executor.pack(&parameters)?;
+            executor
+        };
         Ok(Self {
-            executor: match trains {
-                true => Executor::for_training(model.clone(), samples, threads)?,
-                false => Executor::for_inference(model.clone(), samples, threads)?,
-            },
+            executor,
+            trains,
             updates: updates.map(|weights| Updates::new(problem, weights, &batch)).transpose()?,
             output: vec![0.0; batch.start.len()],
             batch,
@@ -163,7 +170,11 @@ impl Engine for Lopt {
     }
 
     fn forward(&mut self) -> anyhow::Result<Vec<f32>> {
-        self.executor.predict(&self.parameters, &self.batch.inputs(), &mut self.output)?;
+        let (inputs, output) = (self.batch.inputs(), &mut self.output);
+        match self.trains {
+            true => self.executor.predict(&self.parameters, &inputs, output)?,
+            false => self.executor.predict_packed(&inputs, output)?,
+        }
         Ok(self.output.clone())
     }
 
