@@ -17,12 +17,14 @@ mod driver;
 #[cfg(test)]
 pub(crate) mod emulator;
 mod kernels;
+mod noise;
 mod ops;
 mod probe;
 
-pub(crate) use backend::{staged_len, Address, Argument, Backend};
+pub(crate) use backend::{parts, staged_len, Address, Argument, Backend};
 pub(crate) use buffers::{arguments, Cuda, Lengths};
 pub(crate) use driver::Gpu;
+pub(crate) use noise::NoiseStreams;
 
 pub(crate) use probe::devices;
 
