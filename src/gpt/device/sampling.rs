@@ -157,6 +157,8 @@ impl<B: Backend> DeviceModel<B> {
                 Err(EngineError::Device(DeviceError::Memory { .. })) if rows > STREAM_ROWS => {
                     rows = (rows / 2).next_multiple_of(STREAM_ROWS);
                     self.most_rows = rows;
+                    // The arenas may be as long as was asked for: fewer rows have shorter ones.
+                    self.capacity = 0;
                 }
                 result => return result.map(|()| rows),
             }
