@@ -1,14 +1,16 @@
 //! Samples on a device: one diffusion step is recorded, and replayed for each.
 //!
-//! A seed gives the samples of the CPU engine but for rounding: the device draws the same noise
-//! itself ([`NoiseStreams`]). What differs from step to step are numbers in a table on the device,
-//! and a counter there says which row is next. So a recording is that of one step, some hundred
-//! kernels: it takes milliseconds to make, serves every seed, and nothing is copied or waited for
-//! between steps. All steps in one recording would be hundred times as long for no gain: a device
-//! begins the next recording while the host is far ahead.
+//! A seed gives the samples of the CPU engine but for rounding: the device draws the same noise,
+//! see [`NoiseStreams`]. All that differs from step to step are numbers in a table on the device,
+//! and a counter there says which row is next. So a recording is that of one step, about a hundred
+//! kernels, which serves every step and every seed; nothing is copied or waited for in between.
+//! All steps as one recording would have to be made and kept for each number of steps, over a
+//! hundred thousand kernels for 1000 of them, to save one launch in a hundred: the host is far
+//! ahead of the device as it is.
 //!
 //! All rows that are asked for are sampled at a time. Where there is no memory for them, half as
-//! many are tried, and so on down to [`STREAM_ROWS`]; it stays at what was found.
+//! many are tried, in whole streams of noise, and so on down to [`STREAM_ROWS`]; later calls begin
+//! with what was found.
 
 use super::super::embedding::embed;
 use super::super::sampler::{Noise, Sampler, Step, STREAM_ROWS};
