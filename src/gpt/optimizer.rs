@@ -299,7 +299,11 @@ impl Gpt {
     }
 
     /// Samples one network for each row, without a model: the batch form of an
-    /// update. Prompts are taken as they are.
+    /// update. Prompts are taken as they are. A row gets the same sample however
+    /// many follow it.
+    ///
+    /// A GPU samples up to 4096 rows at a time, or half as many again and again
+    /// until its memory suffices; the CPU 64.
     ///
     /// # Shapes
     /// `start [N, P]` present parameters; `current [N]` and `target [N]` present
@@ -958,6 +962,48 @@ mod tests {
         let cause = std::error::Error::source(&error).unwrap().to_string();
         assert!(cause.contains("expected DDIM"), "{cause}");
         assert_unharmed(&mut gpt, config);
+    }
+
+    #[test]
+    #[cfg(feature = "cuda")]
+    fn a_gpu_gives_the_networks_of_the_cpu() {
+        use crate::gpt::SamplerKind;
+        if let Err(problem) = engine::cuda::Gpu::open(0) {
+            return eprintln!("skipped, no GPU was compared: {problem}");
+        }
+        let start: Vec<f32> = flatten(&model()).unwrap();
+        let size = start.len();
+        for kind in [SamplerKind::Ddim { eta: 0.0 }, SamplerKind::Ddpm] {
+            let [mut cpu, mut gpu] = ["cpu", "cuda:0:f32"].map(|device| {
+                let sampler = SamplerConfig { kind, temperature: 0.5, ..Default::default() };
+                let device = device.parse().unwrap();
+                gpt(GptConfig { sampler: Some(sampler), device, seed: 4, ..Default::default() })
+            });
+            let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-3);
+            for rows in [1, STREAM_ROWS, STREAM_ROWS + 1, 5000] {
+                let starts = start.repeat(rows);
+                let (current, target) = (vec![1.0; rows], vec![0.5; rows]);
+                let [a, b] =
+                    [&mut cpu, &mut gpu].map(|gpt| gpt.sample(&starts, &current, &target).unwrap());
+                assert!(close(&a, &b), "{rows} rows by {kind:?}");
+            }
+            let [a, b] = [&mut cpu, &mut gpu].map(|gpt| {
+                let (mut model, mut seen) = (model(), 0);
+                gpt.observe(1.0);
+                // The last but one is the best.
+                let mut score = |_: &Model| -> f64 {
+                    seen += 1;
+                    if seen == 149 {
+                        0.0
+                    } else {
+                        1.0
+                    }
+                };
+                gpt.update_best_of(&mut model, 150, &mut score).unwrap();
+                flatten::<Model, f32, Cpu>(&model).unwrap()
+            });
+            assert!(close(&a, &b) && a.len() == size, "best of 150 by {kind:?}");
+        }
     }
 
     #[test]

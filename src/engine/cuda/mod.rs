@@ -2,7 +2,8 @@
 //!
 //! The kernels are compiled for the device that is found, by NVRTC at run time; products of
 //! matrices are cuBLASLt's. Both, and the driver, are loaded when they are first needed: what is
-//! missing is an error that says so. Which kernel computes what is said in `ops`.
+//! missing is an error that says so. Which kernel computes what is said in `ops`, and how noise
+//! is drawn in `noise`.
 //!
 //! The same kernels run on the CPU in tests, compiled by a C++ compiler: everything but the
 //! driver's calls and cuBLASLt is tested without a GPU. On a GPU, [`self_test`] compares all of
