@@ -187,25 +187,29 @@ pub(crate) fn checks<B: Backend>(
     let mut checks = Vec::new();
     let cases = cases(wide)?;
     for case in &cases {
-        let mut add = |what: &str, error: f64, tolerance: f64| {
-            let name = format!("{what} of {}, {}", case.name, math.name());
-            checks.push(Check { name, error, tolerance });
-        };
+        let mut add = adder(&mut checks, case, math);
         passes(case, &open, math, &mut add).map_err(device_error)?;
         training(case, &open, math, &mut add).map_err(device_error)?;
         samples::rules(case, &open, math, &mut add).map_err(device_error)?;
     }
-    // Emulated, many rows of a large model would take minutes.
-    let case = match cases.last() {
-        Some(case) if wide => case,
-        _ => &samples::tiny()?,
-    };
-    let mut add = |what: &str, error: f64, tolerance: f64| {
+    let tiny = samples::tiny()?;
+    let large = cases.last().filter(|_| wide).map(|case| (case, &[65][..]));
+    for (case, rows) in [(&tiny, &[1, 64, 65, 200][..])].into_iter().chain(large) {
+        let mut add = adder(&mut checks, case, math);
+        samples::many(case, rows, &open, math, &mut add).map_err(device_error)?;
+    }
+    Ok(checks)
+}
+
+fn adder<'a>(
+    checks: &'a mut Vec<Check>,
+    case: &'a Case,
+    math: Math,
+) -> impl FnMut(&str, f64, f64) + 'a {
+    move |what, error, tolerance| {
         let name = format!("{what} of {}, {}", case.name, math.name());
         checks.push(Check { name, error, tolerance });
-    };
-    samples::many(case, &open, math, &mut add).map_err(device_error)?;
-    Ok(checks)
+    }
 }
 
 /// How far outputs may be apart.

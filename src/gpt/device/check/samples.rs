@@ -122,9 +122,10 @@ pub(super) fn rules<B: Backend>(
     Ok(())
 }
 
-/// Samples of one row, of a stream's, and of many streams'.
+/// Samples of numbers of rows that are less than a stream's, or many streams'.
 pub(super) fn many<B: Backend>(
     case: &Case,
+    numbers: &[usize],
     open: &impl Fn() -> Result<B, DeviceError>,
     math: Math,
     add: &mut Add<'_>,
@@ -135,7 +136,7 @@ pub(super) fn many<B: Backend>(
     device.set_parameters(&parameters)?;
     for kind in [SamplerKind::Ddpm, SamplerKind::Ddim { eta: 0.0 }] {
         let sampler = sampler(kind, None, Prediction::Start)?;
-        for rows in [1, STREAM_ROWS, STREAM_ROWS + 1, 200] {
+        for &rows in numbers {
             let own = Rows::new(case, rows);
             let expected = own.on_cpu(case, &parameters, &sampler, 5)?;
             let noise = Noise::Seeded { seed: SEED, stream: 5 };
