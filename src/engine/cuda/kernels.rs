@@ -10,10 +10,12 @@ pub(crate) const SOURCE: &str = concat!(
     include_str!("kernels/edges.cu"),
     include_str!("kernels/product.cu"),
     include_str!("kernels/update.cu"),
+    include_str!("kernels/sampler.cu"),
+    include_str!("kernels/noise.cu"),
 );
 
 /// Every kernel, by name. Those on `f32` end in `_f`, those on bf16 in `_h`.
-pub(crate) const KERNELS: [&str; 44] = [
+pub(crate) const KERNELS: [&str; 47] = [
     "gather",
     "scatter_add",
     "copy_columns",
@@ -57,5 +59,8 @@ pub(crate) const KERNELS: [&str; 44] = [
     "product_hf",
     "product_hh",
     "adamw",
+    "take_step",
     "sampler_step",
+    "noise_counts",
+    "noise_values",
 ];
