@@ -161,3 +161,12 @@ pub(crate) trait Backend {
 pub(crate) fn staged_len(bytes: usize) -> usize {
     bytes.next_multiple_of(256)
 }
+
+/// Where parts of these lengths begin that lie one after the other from here on.
+pub(crate) fn parts<const N: usize>(mut at: Address, bytes: [usize; N]) -> [Address; N] {
+    bytes.map(|bytes| {
+        let own = at;
+        at += staged_len(bytes) as u64;
+        own
+    })
+}

@@ -71,6 +71,8 @@ pub(crate) struct Emulator {
     recording: Option<Vec<Work>>,
     /// Whether every kernel runs in both orders.
     twice: bool,
+    /// Bytes that can be allocated in all.
+    pub limit: usize,
 }
 
 impl Emulator {
@@ -86,6 +88,7 @@ impl Emulator {
             posts: Default::default(),
             recording: None,
             twice: true,
+            limit: 1 << 30,
         })
     }
 
@@ -162,7 +165,8 @@ impl Backend for Emulator {
     }
 
     fn free_memory(&mut self) -> Result<usize, DeviceError> {
-        Ok(1 << 30)
+        let taken = self.memory.iter().map(|block| 16 * block.len()).sum();
+        Ok(self.limit.saturating_sub(taken))
     }
 
     fn upload(&mut self, to: Address, bytes: &[u8]) -> Result<(), DeviceError> {

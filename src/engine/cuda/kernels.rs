@@ -10,10 +10,12 @@ pub(crate) const SOURCE: &str = concat!(
     include_str!("kernels/edges.cu"),
     include_str!("kernels/product.cu"),
     include_str!("kernels/update.cu"),
+    include_str!("kernels/chacha.cu"),
+    include_str!("kernels/batch.cu"),
 );
 
 /// Every kernel, by name. Those on `f32` end in `_f`, those on bf16 in `_h`.
-pub(crate) const KERNELS: [&str; 44] = [
+pub(crate) const KERNELS: [&str; 46] = [
     "gather",
     "scatter_add",
     "copy_columns",
@@ -58,4 +60,6 @@ pub(crate) const KERNELS: [&str; 44] = [
     "product_hh",
     "adamw",
     "sampler_step",
+    "draw_batch_f32",
+    "draw_batch_f16",
 ];

@@ -20,7 +20,7 @@ mod kernels;
 mod ops;
 mod probe;
 
-pub(crate) use backend::{staged_len, Address, Argument, Backend};
+pub(crate) use backend::{parts, Address, Argument, Backend};
 pub(crate) use buffers::{arguments, Cuda, Lengths};
 pub(crate) use driver::Gpu;
 
