@@ -302,6 +302,9 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
     let dataset = Arc::new(dataset);
     let (device, threads) = (terminal.device, terminal.threads);
     let mut trainer = Trainer::on(device, dataset.clone(), model, config, threads)?;
+    if let Some(source) = trainer.batch_source() {
+        terminal.say(&source.to_string());
+    }
     if trainer.config().behavior > 0.0 {
         trainer = trainer.with_behavior(Box::new(arguments.task_behavior(&dataset)?));
     }
