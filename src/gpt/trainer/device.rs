@@ -109,7 +109,8 @@ enum Batches {
 }
 
 impl OnDevice {
-    /// Without `pairs` batches are sent.
+    /// A device for this training, with the checkpoints if they fit and the host does not need
+    /// batches of them.
     pub fn new(
         backend: impl Backend<Recording: Send> + Send + 'static,
         model: Arc<Transformer>,
@@ -188,7 +189,7 @@ impl Trainer {
             Batches::Drawn { checkpoints, ahead } => {
                 let mut draw = |steps: &mut dyn Steps, step| {
                     let how = (&mut self.pairs, &self.schedule);
-                    draw(steps, checkpoints, how, seed, [step, samples as u64])
+                    draw(steps, checkpoints, how, (seed, step), samples)
                 };
                 if ahead.take() != Some(step) {
                     draw(steps, step)?;
@@ -247,10 +248,10 @@ fn draw(
     steps: &mut dyn Steps,
     checkpoints: &Checkpoints,
     (pairs, schedule): (&mut PairSampler, &NoiseSchedule),
-    seed: u64,
-    [step, samples]: [u64; 2],
+    (seed, step): (u64, u64),
+    samples: usize,
 ) -> Result<(), EngineError> {
-    let drawn = pairs.draw(step, samples as usize);
+    let drawn = pairs.draw(step, samples);
     let metrics = pairs.dataset().metrics();
     let metrics = drawn.iter().map(|drawn| (metrics[drawn.pair.start], metrics[drawn.pair.end]));
     let scalars = Scalars::draw(metrics, schedule, &mut noise_rng(seed, step));
@@ -335,6 +336,9 @@ mod tests {
             broken = trainer(&dataset, config(), limit).unwrap();
             broken.resume(&path).unwrap();
             assert_eq!(broken.steps_done(), step + 1);
+            // Where the batch of the next step lies already, and where none does.
+            let held_out = [&mut device, &mut broken].map(|t| t.held_out_loss(2).unwrap());
+            assert_eq!(held_out[0], held_out[1]);
             let losses = [&mut cpu, &mut broken].map(|t| t.held_out_loss(2).unwrap());
             assert!((losses[0] / losses[1] - 1.0).abs() < 1e-3, "{losses:?}");
         }
@@ -351,6 +355,29 @@ mod tests {
 
     fn model_start(trainer: &Trainer) -> Vec<f32> {
         trainer.model().initialize(trainer.config().seed)
+    }
+
+    #[test]
+    fn a_diverging_loss_is_an_error_that_changes_nothing() {
+        let dataset = dataset(3, 8, Metric::VALIDATION_LOSS);
+        let config =
+            TrainerConfig { learning_rate: 1e30, warmup: 0, gradient_clip: None, ..config() };
+        for limit in LIMITS {
+            let Some(mut trainer) = trainer(&dataset, config.clone(), limit) else { return };
+            let error = loop {
+                trainer.synchronize().unwrap();
+                let before = trainer.state.clone();
+                if let Err(error) = trainer.step() {
+                    trainer.synchronize().unwrap();
+                    assert_eq!(trainer.state, before);
+                    break error;
+                }
+                assert!(!trainer.is_finished(), "it does not diverge");
+            };
+            let step = trainer.steps_done();
+            assert!(matches!(error, TrainError::Diverged { step: s, .. } if s == step), "{error}");
+            assert!(trainer.step().is_err(), "and again");
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Threads of the host that draw a training's batches ahead, for a device that has no room for
-//! the checkpoints.
+//! Threads of the host that draw a training's batches ahead, for a device that does not draw them
+//! itself.
 
 use std::sync::mpsc::{sync_channel, Receiver, Sender, SyncSender};
 use std::thread::JoinHandle;

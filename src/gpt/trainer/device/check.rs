@@ -124,7 +124,7 @@ fn batches<B: Backend<Recording: Send> + Send>(
     };
     let mut batch = Batch::new(SAMPLES, case.dataset.layout().num_parameters());
     for step in [0, 1, (1 << 40) + 3] {
-        draw(&mut device, &checkpoints, (&mut pairs, &schedule), SEED, [step, SAMPLES as u64])?;
+        draw(&mut device, &checkpoints, (&mut pairs, &schedule), (SEED, step), SAMPLES)?;
         let [start, wanted, noised] = device.drawn(&checkpoints, SAMPLES)?;
         batch.draw((step, step), &mut pairs, &schedule, SEED);
         let prediction = case.model.prediction;
@@ -198,20 +198,14 @@ mod tests {
     }
 
     #[test]
-    fn threads_of_the_kernel_do_not_depend_on_their_order() {
-        let Some(emulator) = Emulator::new() else { return };
-        let mut wrong = Vec::new();
-        for case in cases().unwrap().into_iter().skip(1).take(2) {
-            let mut emulator = Emulator::new().unwrap();
-            emulator.limit = usize::MAX;
-            batches(&case, emulator, &mut |what, error, tolerance| {
-                if error > tolerance {
-                    wrong.push(what.to_owned());
-                }
-            })
-            .unwrap();
-        }
-        drop(emulator);
-        assert!(wrong.is_empty(), "{wrong:?}");
+    fn threads_that_draw_do_not_depend_on_their_order() {
+        let cases = cases().unwrap();
+        let signs = cases.iter().find(|case| case.name == "changing signs in f16").unwrap();
+        let Some(mut emulator) = Emulator::new() else { return };
+        emulator.limit = 1 << 32;
+        batches(signs, emulator, &mut |what, error, tolerance| {
+            assert!(error <= tolerance, "{what}: {error}");
+        })
+        .unwrap();
     }
 }
