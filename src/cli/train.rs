@@ -357,6 +357,7 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
         "loss": last.map(|r| r.loss),
         "held_out_loss": last.and_then(|r| r.held_out),
         "divergence": last.and_then(|r| r.divergence),
+        "batches": trainer.batch_source().map(|source| source.to_string()),
     });
     if terminal.json {
         return print_json(&report);
