@@ -1,7 +1,8 @@
 //! Runs a transformer on a GPU: forward and backward passes.
 //!
 //! A batch is one pass. The input rows are put together on the device: only what differs from
-//! sample to sample is copied there. In training not even that, if the checkpoints lie there.
+//! sample to sample is copied there, and in training no parameters of networks are, if all
+//! checkpoints lie there.
 
 mod check;
 mod checkpoints;

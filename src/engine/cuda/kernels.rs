@@ -14,7 +14,8 @@ pub(crate) const SOURCE: &str = concat!(
     include_str!("kernels/batch.cu"),
 );
 
-/// Every kernel, by name. Those on `f32` end in `_f`, those on bf16 in `_h`.
+/// Every kernel, by name. Those on `f32` end in `_f`, those on bf16 in `_h`; those on checkpoints
+/// in how these are stored.
 pub(crate) const KERNELS: [&str; 46] = [
     "gather",
     "scatter_add",

@@ -105,9 +105,14 @@ impl<B: Backend> DeviceTraining<B> {
         let samples = self.model.capacity;
         let values = vec![0f32; samples * self.model.model.layout().num_parameters()];
         let (scalars, target) = (vec![0f32; samples], Target::new(&values));
-        let (noised, start, timestep) = (&values, &values, &scalars);
-        let (delta, target_metric, current) = (&scalars, &scalars, &scalars);
-        let inputs = Inputs { noised, start, timestep, delta, target: target_metric, current };
+        let inputs = Inputs {
+            noised: &values,
+            start: &values,
+            timestep: &scalars,
+            delta: &scalars,
+            target: &scalars,
+            current: &scalars,
+        };
         for place in [0, 1] {
             let batch = self.model.stage(place, &inputs, Some(&target))?;
             self.model.differentiate(&batch, &target)?;
