@@ -45,7 +45,7 @@ fn dataset(layout: &Layout, precision: Precision, metric: Metric) -> Arc<Dataset
     let checkpoints: usize = metrics.iter().map(Vec::len).sum();
     let value = |i: usize| {
         let value = (i as f32 * 0.618_034).fract() - 0.5 + (i / size) as f32 * 0.01;
-        if i % 17 == 0 {
+        if i.is_multiple_of(17) {
             1e-5 * value
         } else {
             value
