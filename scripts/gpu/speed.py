@@ -34,8 +34,8 @@ CARD = [
     *((what, 1, *job) for what in UPDATES for job in (("lopt", "tf32"), ("torch", "eager-tf32"))),
     ("train_step", 1024, "torch", "compile-tf32"),
     *((what, 1, "torch", "compile-tf32") for what in UPDATES),
-    ("update_ddim_20", 1024, "lopt", "bf16"),
-    ("update_ddim_20", 1024, "torch", "compile-bf16"),
+    *(("update_ddim_20", 1024, *job) for job in (("lopt", "bf16"), ("torch", "compile-bf16"))),
+    *(("update_ddim_20", 64, *job) for job in (("lopt", "bf16"), ("torch", "compile-bf16"))),
 ]
 # What can be run in seconds on a CPU, to see that the chain works.
 QUICK = [

@@ -39,6 +39,8 @@ pub(crate) struct DeviceModel<B: Backend> {
     /// Gradient of the penalty, `[N, P]`; 0 until there is one.
     penalty: Address,
     capacity: usize,
+    /// Rows that are sampled at a time, at most: no more have had room.
+    most_rows: usize,
 }
 
 /// A batch on the device.
@@ -52,6 +54,14 @@ pub(super) struct Staged {
     signals: Address,
     target: Address,
     weights: [Option<Address>; 2],
+}
+
+/// Where activations of so many samples lie.
+fn plan(model: &Transformer, math: Math, batch: usize, training: bool) -> Arena {
+    match math {
+        Math::Bf16 => Arena::with_narrow(model, batch, training),
+        _ => Arena::new(model, batch, training),
+    }
 }
 
 impl<B: Backend> DeviceModel<B> {
@@ -69,10 +79,7 @@ impl<B: Backend> DeviceModel<B> {
         if batch == 0 {
             return Err(EngineError::Batch { found: 0, capacity: 0 });
         }
-        let arena = match math {
-            Math::Bf16 => Arena::with_narrow(&model, batch, training),
-            _ => Arena::new(&model, batch, training),
-        };
+        let arena = plan(&model, math, batch, training);
         let lengths = Lengths {
             parameters: model.num_parameters(),
             arena: arena.len,
@@ -81,7 +88,17 @@ impl<B: Backend> DeviceModel<B> {
         };
         let mut ops = Cuda::new(backend, math, lengths)?;
         let losses = if training { ops.backend.allocate(8 * batch)? } else { 0 };
-        Ok(Self { model, arena, ops, losses, penalty: 0, capacity: batch, recorded: None })
+        let most_rows = usize::MAX;
+        Ok(Self {
+            recorded: None,
+            model,
+            arena,
+            ops,
+            losses,
+            penalty: 0,
+            capacity: batch,
+            most_rows,
+        })
     }
 
     /// Sets the parameters.
@@ -189,7 +206,6 @@ impl<B: Backend> DeviceModel<B> {
             batch.start,
             batch.embedded,
             batch.signals,
-            1f32,
             0u64,
             0i32,
             self.model.layout().num_parameters() as i64,

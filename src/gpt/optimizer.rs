@@ -1,5 +1,7 @@
 //! G.pt as an optimizer: one update is one sample written into the model.
 
+mod sampling;
+
 use std::sync::Arc;
 
 use dfdx::nn::tensor_collection::TensorCollection;
@@ -9,10 +11,9 @@ use dfdx::tensor::Gradients;
 use dfdx::tensor_ops::Device;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    ConfigError, Executor, Inputs, NoiseSource, Sampler, SamplerConfig, SeededNoise, Transformer,
-    Weights, WeightsError, DIFFUSION_STEPS,
-};
+use self::sampling::{batches, Batch, Engine};
+use super::sampler::Noise;
+use super::{ConfigError, Sampler, SamplerConfig, Weights, WeightsError, DIFFUSION_STEPS};
 use crate::engine::{self, EngineError};
 use crate::network::{flatten, unflatten, Network};
 use crate::optimizer::{
@@ -20,9 +21,6 @@ use crate::optimizer::{
     UpdateError, UpdateReport,
 };
 
-/// Most candidates that are sampled in one batch; more are cut into batches,
-/// so that memory stays bounded.
-const MAX_BATCH: usize = 64;
 /// Name in reports and saved states.
 const NAME: &str = "G.pt";
 
@@ -184,6 +182,7 @@ pub struct Gpt {
     engine: Engine,
     prompt: f64,
     feedback: Option<f64>,
+    /// Streams of noise that are used up.
     draws: u64,
     last_error: Option<UpdateError>,
 }
@@ -276,10 +275,10 @@ impl Gpt {
         let direction = self.weights.header.metric.kind.direction();
         let request = self.request(model)?;
         let mut best: Option<(f64, M)> = None;
-        let (mut left, mut draws) = (candidates, 0);
+        let (mut left, mut streams) = (candidates, 0);
         while left > 0 {
-            let rows = left.min(MAX_BATCH);
-            let samples = self.draw(draws, &request.batch(rows))?;
+            let batch = request.batch(left.min(self.engine.most_rows()));
+            let samples = self.draw(streams, &batch)?;
             for sample in samples.chunks_exact(request.start.len()) {
                 let mut candidate = model.clone();
                 self.write(&mut candidate, sample)?;
@@ -290,17 +289,21 @@ impl Gpt {
                     best = Some((value, candidate));
                 }
             }
-            (left, draws) = (left - rows, draws + 1);
+            (left, streams) = (left - batch.rows(), streams + batch.streams());
         }
         let Some((_, best)) = best else {
             return Err(SampleError::NoFiniteScore { candidates }.into());
         };
         *model = best;
-        Ok(self.accept(&request, draws))
+        Ok(self.accept(&request, streams))
     }
 
     /// Samples one network for each row, without a model: the batch form of an
-    /// update. Prompts are taken as they are.
+    /// update. Prompts are taken as they are. A row gets the same sample however
+    /// many follow it.
+    ///
+    /// A GPU samples up to 4096 rows at a time, or half as many again and again
+    /// until its memory suffices; the CPU 64.
     ///
     /// # Shapes
     /// `start [N, P]` present parameters; `current [N]` and `target [N]` present
@@ -315,12 +318,12 @@ impl Gpt {
         target: &[f64],
     ) -> Result<Vec<f32>, UpdateError> {
         self.check_rows(start, current, target)?;
-        let (mut samples, mut draws) = (Vec::with_capacity(start.len()), 0);
-        for batch in batches(start, current, target) {
-            samples.extend(self.draw(draws, &batch)?);
-            draws += 1;
+        let (mut samples, mut streams) = (Vec::with_capacity(start.len()), 0);
+        for batch in batches(start, current, target, self.engine.most_rows()) {
+            samples.extend(self.draw(streams, &batch)?);
+            streams += batch.streams();
         }
-        self.draws = self.draws.wrapping_add(draws);
+        self.draws = self.draws.wrapping_add(streams);
         Ok(samples)
     }
 
@@ -349,9 +352,9 @@ impl Gpt {
             return Err(SampleError::RandomSampler.into());
         }
         let mut samples = Vec::with_capacity(start.len());
-        for batch in batches(start, current, target) {
+        for batch in batches(start, current, target, self.engine.most_rows()) {
             let own = &noise[samples.len()..][..batch.start.len()];
-            samples.extend(self.draw_from(&mut |x: &mut [f32]| x.copy_from_slice(own), &batch)?);
+            samples.extend(self.draw_from(Noise::Given(own), &batch)?);
         }
         Ok(samples)
     }
@@ -376,19 +379,15 @@ impl Gpt {
         target.iter().try_for_each(|&asked| check_prompt(asked))
     }
 
-    /// One sample for each row, with the noise of the batch that comes `ahead`
-    /// after those that led to an update; the same until the next update.
+    /// One sample for each row, with the streams of noise that come `ahead` after
+    /// those that led to an update; the same until the next update.
     fn draw(&mut self, ahead: u64, batch: &Batch) -> Result<Vec<f32>, UpdateError> {
-        let mut noise = SeededNoise::new(self.config.seed, self.draws.wrapping_add(ahead));
-        self.draw_from(&mut noise, batch)
+        let stream = self.draws.wrapping_add(ahead);
+        self.draw_from(Noise::Seeded { seed: self.config.seed, stream }, batch)
     }
 
     /// One sample for each row, all of them finite.
-    fn draw_from(
-        &mut self,
-        noise: &mut dyn NoiseSource<f32>,
-        batch: &Batch,
-    ) -> Result<Vec<f32>, UpdateError> {
+    fn draw_from(&mut self, noise: Noise<'_>, batch: &Batch) -> Result<Vec<f32>, UpdateError> {
         let samples = self.engine.sample(&self.weights, &self.sampler, noise, batch)?;
         match samples.iter().position(|value| !value.is_finite()) {
             Some(index) => Err(UpdateError::NonFiniteResult { tensor: self.tensor(index) }),
@@ -447,11 +446,11 @@ impl Gpt {
         Ok(unflatten::<M, E, D>(model, &flat)?)
     }
 
-    /// Notes that the model was updated: what was observed and the noise of
-    /// `draws` batches are used up. Everything that can fail comes before.
-    fn accept(&mut self, request: &Request, draws: u64) -> UpdateReport {
+    /// Notes that the model was updated: what was observed and so many streams
+    /// of noise are used up. Everything that can fail comes before.
+    fn accept(&mut self, request: &Request, streams: u64) -> UpdateReport {
         self.feedback = None;
-        self.draws = self.draws.wrapping_add(draws);
+        self.draws = self.draws.wrapping_add(streams);
         let evaluations = self.sampler.timesteps().len();
         UpdateReport { evaluations, prompt: Some(request.prompt) }
     }
@@ -585,124 +584,6 @@ impl Request {
     }
 }
 
-/// Rows to sample from; see [`Gpt::sample`].
-struct Batch {
-    start: Vec<f32>,
-    current: Vec<f64>,
-    target: Vec<f64>,
-}
-
-/// Rows in batches of at most [`MAX_BATCH`].
-fn batches<'a>(
-    start: &'a [f32],
-    current: &'a [f64],
-    target: &'a [f64],
-) -> impl Iterator<Item = Batch> + 'a {
-    let size = start.len() / current.len().max(1);
-    let metrics = current.chunks(MAX_BATCH).zip(target.chunks(MAX_BATCH));
-    start.chunks((size * MAX_BATCH).max(1)).zip(metrics).map(|(start, (current, target))| Batch {
-        start: start.to_vec(),
-        current: current.to_vec(),
-        target: target.to_vec(),
-    })
-}
-
-/// What samples are made with.
-enum Engine {
-    Cpu(Box<OnCpu>),
-    #[cfg(feature = "cuda")]
-    Device(Box<super::device::DeviceModel<engine::cuda::Gpu>>),
-}
-
-/// The executor, grown when a larger batch is asked for.
-struct OnCpu {
-    model: Arc<Transformer>,
-    threads: usize,
-    executor: Executor<f32>,
-    capacity: usize,
-}
-
-impl Engine {
-    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
-    fn new(
-        config: &GptConfig,
-        model: Arc<Transformer>,
-        parameters: &[f32],
-    ) -> Result<Self, EngineError> {
-        match config.device {
-            engine::Device::Cpu => {
-                let threads = config.threads;
-                let executor = Executor::for_inference(model.clone(), 1, threads)?;
-                Ok(Self::Cpu(OnCpu { model, threads, executor, capacity: 1 }.into()))
-            }
-            #[cfg(feature = "cuda")]
-            engine::Device::Cuda { index, math } => {
-                let gpu = engine::cuda::Gpu::open(index)?;
-                let mut own = super::device::DeviceModel::new(gpu, model, math, MAX_BATCH, false)?;
-                own.set_parameters(parameters)?;
-                Ok(Self::Device(own.into()))
-            }
-            #[cfg(not(feature = "cuda"))]
-            engine::Device::Cuda { .. } => Err(engine::DeviceError::NotBuilt.into()),
-        }
-    }
-
-    /// One sample for each row.
-    fn sample(
-        &mut self,
-        weights: &Weights,
-        sampler: &Sampler,
-        noise: &mut dyn NoiseSource<f32>,
-        batch: &Batch,
-    ) -> Result<Vec<f32>, SampleError> {
-        let rows = batch.current.len();
-        let normalizer = &weights.header.normalizer;
-        let mut start = batch.start.clone();
-        normalizer.normalize(&mut start);
-        // The difference is formed in f32 here, as in the reference; in training in f64.
-        let narrow = |metrics: &[f64]| metrics.iter().map(|&v| v as f32).collect::<Vec<f32>>();
-        let asked: Vec<f64> =
-            batch.target.iter().map(|&wanted| weights.header.asked_for(wanted)).collect();
-        let (current, target) = (narrow(&batch.current), narrow(&asked));
-        let delta: Vec<f32> = target.iter().zip(&current).map(|(t, c)| t - c).collect();
-        let mut sample = match self {
-            Self::Cpu(own) => {
-                if rows > own.capacity {
-                    own.executor = Executor::for_inference(own.model.clone(), rows, own.threads)?;
-                    own.capacity = rows;
-                }
-                let mut timestep = vec![0.0; rows];
-                let executor = &mut own.executor;
-                let predict = &mut |noised: &[f32], t: f32, output: &mut [f32]| {
-                    timestep.fill(t);
-                    let inputs = Inputs {
-                        noised,
-                        start: &start,
-                        timestep: &timestep,
-                        delta: &delta,
-                        target: &target,
-                        current: &current,
-                    };
-                    executor.predict(&weights.parameters, &inputs, output)
-                };
-                sampler.sample(noise, start.len(), predict)?
-            }
-            #[cfg(feature = "cuda")]
-            Self::Device(own) => {
-                let conditions = super::device::Conditions {
-                    start: &start,
-                    delta: &delta,
-                    target: &target,
-                    current: &current,
-                };
-                own.sample(sampler, noise, &conditions)?
-            }
-        };
-        normalizer.unnormalize(&mut sample);
-        Ok(sample)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use dfdx::nn::builders::{Linear, Tanh};
@@ -711,7 +592,8 @@ mod tests {
     use dfdx::tensor_ops::BroadcastTo;
 
     use super::*;
-    use crate::gpt::{ModelConfig, Normalizer, PromptRange, WeightsHeader};
+    use crate::gpt::sampler::STREAM_ROWS;
+    use crate::gpt::{ModelConfig, Normalizer, PromptRange, Transformer, WeightsHeader};
     use crate::metric::{Metric, MetricKind};
     use crate::network::Built;
 
@@ -917,7 +799,7 @@ mod tests {
     #[test]
     fn best_of_k_keeps_the_best_in_the_direction_of_the_metric() {
         // More than one batch, with scores that are no numbers among them.
-        const CANDIDATES: usize = MAX_BATCH + 6;
+        const CANDIDATES: usize = STREAM_ROWS + 6;
         for kind in [MetricKind::Loss, MetricKind::Return] {
             let metric = Metric { kind, ..Metric::VALIDATION_LOSS };
             let (mut gpt, mut model) =
@@ -1053,10 +935,10 @@ mod tests {
 
     #[test]
     fn given_noise_decides_the_sample() {
-        use crate::gpt::{NoiseSource, SamplerKind};
+        use crate::gpt::{NoiseSource, SamplerKind, SeededNoise};
         let mut gpt = gpt(GptConfig::default());
         let start: Vec<f32> = flatten(&model()).unwrap();
-        let (size, rows) = (start.len(), MAX_BATCH + 2);
+        let (size, rows) = (start.len(), STREAM_ROWS + 2);
         let mut noise = vec![0.0f32; rows * size];
         SeededNoise::new(0, 0).fill(&mut noise);
         let many = (start.repeat(rows), vec![1.0; rows], (0..rows).map(|i| 0.1 + i as f64 / 100.0));
@@ -1071,7 +953,7 @@ mod tests {
         }
         gpt.sample_from_noise(&noise[1..], &many.0, &many.1, &targets).unwrap_err();
         let seeded = gpt.sample(&many.0, &many.1, &targets).unwrap();
-        assert_eq!(seeded[..MAX_BATCH * size], samples[..MAX_BATCH * size]);
+        assert_eq!(seeded[..STREAM_ROWS * size], samples[..STREAM_ROWS * size]);
 
         let random = SamplerConfig { kind: SamplerKind::Ddpm, ..SamplerConfig::default() };
         let config = GptConfig { sampler: Some(random), ..GptConfig::default() };
@@ -1080,6 +962,48 @@ mod tests {
         let cause = std::error::Error::source(&error).unwrap().to_string();
         assert!(cause.contains("expected DDIM"), "{cause}");
         assert_unharmed(&mut gpt, config);
+    }
+
+    #[test]
+    #[cfg(feature = "cuda")]
+    fn a_gpu_gives_the_networks_of_the_cpu() {
+        use crate::gpt::SamplerKind;
+        if let Err(problem) = engine::cuda::Gpu::open(0) {
+            return eprintln!("skipped, no GPU was compared: {problem}");
+        }
+        let start: Vec<f32> = flatten(&model()).unwrap();
+        let size = start.len();
+        for kind in [SamplerKind::Ddim { eta: 0.0 }, SamplerKind::Ddpm] {
+            let [mut cpu, mut gpu] = ["cpu", "cuda:0:f32"].map(|device| {
+                let sampler = SamplerConfig { kind, temperature: 0.5, ..Default::default() };
+                let device = device.parse().unwrap();
+                gpt(GptConfig { sampler: Some(sampler), device, seed: 4, ..Default::default() })
+            });
+            let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-3);
+            for rows in [1, STREAM_ROWS, STREAM_ROWS + 1, 5000] {
+                let starts = start.repeat(rows);
+                let (current, target) = (vec![1.0; rows], vec![0.5; rows]);
+                let [a, b] =
+                    [&mut cpu, &mut gpu].map(|gpt| gpt.sample(&starts, &current, &target).unwrap());
+                assert!(close(&a, &b), "{rows} rows by {kind:?}");
+            }
+            let [a, b] = [&mut cpu, &mut gpu].map(|gpt| {
+                let (mut model, mut seen) = (model(), 0);
+                gpt.observe(1.0);
+                // The last but one is the best.
+                let mut score = |_: &Model| -> f64 {
+                    seen += 1;
+                    if seen == 149 {
+                        0.0
+                    } else {
+                        1.0
+                    }
+                };
+                gpt.update_best_of(&mut model, 150, &mut score).unwrap();
+                flatten::<Model, f32, Cpu>(&model).unwrap()
+            });
+            assert!(close(&a, &b) && a.len() == size, "best of 150 by {kind:?}");
+        }
     }
 
     #[test]

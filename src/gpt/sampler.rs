@@ -188,6 +188,19 @@ impl<F: Float> NoiseSource<F> for SeededNoise {
     }
 }
 
+/// Rows of a batch that share a stream of noise: the first so many have the first, and so on. So
+/// what a row gets does not depend on how many rows an engine samples at a time.
+pub(super) const STREAM_ROWS: usize = 64;
+
+/// Where the noise of a batch comes from.
+#[derive(Clone, Copy)]
+pub(super) enum Noise<'a> {
+    /// Streams of a seed, from this one on; see [`STREAM_ROWS`].
+    Seeded { seed: u64, stream: u64 },
+    /// What samples start from, `[N, P]`; nothing is drawn on the way.
+    Given(&'a [f32]),
+}
+
 /// A model of one denoising step: `x_t [N, P]`, the diffusion step, and where
 /// to write the model's output, `[N, P]`.
 pub type Denoise<'a, F, E> = dyn FnMut(&[F], F, &mut [F]) -> Result<(), E> + 'a;

@@ -33,13 +33,15 @@ struct Key {
     /// Whether something is added, and whether that is the output.
     add: Option<bool>,
     bias: bool,
-    /// Bytes that a, b, out and what is added are aligned to.
+    /// Bytes that a, b, out and the bias, and what is added are aligned to. cuBLASLt has no
+    /// attribute for a bias; PyTorch gives its alignment as that of the output.
     alignments: [u32; 4],
 }
 
 impl Key {
     fn new(product: &Product) -> Self {
         let add = product.add.unwrap_or(product.out);
+        let out = product.out | product.bias.unwrap_or(0);
         Self {
             sizes: [product.m, product.n, product.k],
             transposed: [product.a.transposed, product.b.transposed],
@@ -48,7 +50,7 @@ impl Key {
             tf32: product.tf32,
             add: product.add.map(|add| add == product.out),
             bias: product.bias.is_some(),
-            alignments: [product.a.at, product.b.at, product.out, add].map(alignment),
+            alignments: [product.a.at, product.b.at, out, add].map(alignment),
         }
     }
 }
@@ -114,7 +116,7 @@ impl Blas {
     ) -> Result<bool, DeviceError> {
         let key = Key::new(product);
         if !self.plans.contains_key(&key) {
-            let plan = match plan(self.handle, &key) {
+            let plan = match plan(self.handle, &key, product.bias) {
                 Ok(plan) => Some(plan),
                 Err(CublasError(
                     sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED
@@ -126,7 +128,7 @@ impl Blas {
         }
         let Some(Some(plan)) = self.plans.get(&key) else { return Ok(false) };
         if let Some(bias) = product.bias {
-            set(plan.description.product, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias)
+            set_bias(plan.description.product, bias)
                 .map_err(failed("cublasLtMatmulDescSetAttribute"))?;
         }
         let (one, add) = (1f32, f32::from(u8::from(product.add.is_some())));
@@ -184,6 +186,10 @@ fn set<T>(
     }
 }
 
+fn set_bias(product: sys::cublasLtMatmulDesc_t, bias: Address) -> Result<(), CublasError> {
+    set(product, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias)
+}
+
 /// A layout of `rows` by `columns`, column by column.
 fn layout(
     kind: Type,
@@ -193,8 +199,16 @@ fn layout(
     result::create_matrix_layout(kind, rows as u64, columns as u64, rows as i64)
 }
 
-fn plan(handle: sys::cublasLtHandle_t, key: &Key) -> Result<Plan, CublasError> {
+fn plan(
+    handle: sys::cublasLtHandle_t,
+    key: &Key,
+    bias: Option<Address>,
+) -> Result<Plan, CublasError> {
     let description = describe(key)?;
+    if let Some(bias) = bias {
+        // Nothing says that an algorithm can be asked for without it.
+        set_bias(description.product, bias)?;
+    }
     let (Description { product, preference, .. }, [left, right, out]) =
         (&description, description.layouts);
     // SAFETY: the handle and all of the description live.
@@ -261,6 +275,28 @@ mod tests {
     fn alignments_are_powers_of_two() {
         let found = [0x7f00_0000_0000, 0x7f00_0000_0040, 0x7f00_0000_0004, 6].map(alignment);
         assert_eq!(found, [256, 64, 4, 2]);
+    }
+
+    #[test]
+    fn the_alignment_of_a_bias_counts() {
+        let factor = Factor { at: 0x1000, transposed: false };
+        let product = Product {
+            m: 8,
+            n: 8,
+            k: 8,
+            a: factor,
+            b: factor,
+            narrow: true,
+            out: 0x3000,
+            out_narrow: true,
+            add: None,
+            bias: None,
+            tf32: true,
+        };
+        let alignments = |bias| Key::new(&Product { bias, ..product }).alignments;
+        assert_eq!(alignments(None), [256; 4]);
+        assert_eq!(alignments(Some(0x4010)), [256, 256, 16, 256]);
+        assert_eq!(alignments(Some(0x4002)), [256, 256, 2, 256]);
     }
 
     #[test]

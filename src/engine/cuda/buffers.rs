@@ -27,7 +27,7 @@ pub(crate) struct Cuda<B> {
     /// Whether products are computed by the engine's own kernel: only to compare that, for
     /// otherwise it computes what cuBLASLt cannot.
     pub own_products: bool,
-    pub(super) math: Math,
+    pub math: Math,
     /// `[P]`.
     pub parameters: Address,
     /// The parameters in bf16; 0 where nothing is.
@@ -56,6 +56,16 @@ pub(crate) struct Lengths {
     pub training: bool,
 }
 
+/// Whether there is memory for all of these, before any is taken.
+fn suffices<B: Backend>(backend: &mut B, sizes: &[usize]) -> Result<(), DeviceError> {
+    let needed = sizes.iter().fold(0usize, |sum, size| sum.saturating_add(*size));
+    let free = backend.free_memory()?;
+    match needed > free {
+        true => Err(DeviceError::Memory { needed: needed >> 20, free: free >> 20 }),
+        false => Ok(()),
+    }
+}
+
 impl<B: Backend> Cuda<B> {
     /// Allocates all buffers.
     pub fn new(mut backend: B, math: Math, lengths: Lengths) -> Result<Self, DeviceError> {
@@ -69,11 +79,7 @@ impl<B: Backend> Cuda<B> {
             bytes(arena, 4),
             bytes(narrow_arena, 2),
         ];
-        let needed = sizes.iter().fold(0usize, |sum, size| sum.saturating_add(*size));
-        let free = backend.free_memory()?;
-        if needed > free {
-            return Err(DeviceError::Memory { needed: needed >> 20, free: free >> 20 });
-        }
+        suffices(&mut backend, &sizes)?;
         let mut places = [0; 5];
         for (place, size) in places.iter_mut().zip(sizes) {
             if size > 0 {
@@ -95,6 +101,23 @@ impl<B: Backend> Cuda<B> {
             tables: HashMap::new(),
             failure: None,
         })
+    }
+
+    /// Makes the arenas this long; what was in them is lost. They are gone if that fails.
+    pub fn set_arenas(&mut self, arena: usize, narrow_arena: usize) -> Result<(), DeviceError> {
+        for own in [&mut self.arena, &mut self.narrow_arena] {
+            if *own != 0 {
+                self.backend.free(std::mem::take(own))?;
+            }
+        }
+        let sizes = [arena.saturating_mul(4), narrow_arena.saturating_mul(2)];
+        suffices(&mut self.backend, &sizes)?;
+        for (own, size) in [&mut self.arena, &mut self.narrow_arena].into_iter().zip(sizes) {
+            if size > 0 {
+                *own = self.backend.allocate(size)?;
+            }
+        }
+        Ok(())
     }
 
     /// What went wrong since this was last asked.

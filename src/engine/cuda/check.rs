@@ -52,6 +52,7 @@ pub fn self_test(index: usize) -> Result<Vec<Check>, DeviceError> {
     for math in Math::ALL {
         checks.extend(operations(super::Gpu::open(index)?, math)?);
     }
+    checks.extend(super::noise::checks(super::Gpu::open(index)?)?);
     for math in Math::ALL {
         checks.extend(crate::gpt::device_checks(|| super::Gpu::open(index), math, true)?);
     }

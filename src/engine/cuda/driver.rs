@@ -321,8 +321,10 @@ impl Backend for Gpu {
                 unsafe { result::free_sync(own.device) }.map_err(call("cuMemFree"))?;
                 own.device = 0;
             }
-            own.host = Some(Pinned::new(bytes)?);
+            // In this order: where the second fails, there is no host's memory to say that there
+            // is the device's.
             own.device = allocate(bytes, &mut self.allocated)?;
+            own.host = Some(Pinned::new(bytes)?);
         }
         let Some(host) = &own.host else { return Ok(0) };
         // SAFETY: as many bytes were allocated, nobody else has them, and the copy that read

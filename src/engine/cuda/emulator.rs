@@ -152,6 +152,10 @@ impl Backend for Emulator {
 
     fn allocate(&mut self, bytes: usize) -> Result<Address, DeviceError> {
         assert!(self.recording.is_none(), "nothing is allocated while work is recorded");
+        let free = self.free_memory()?;
+        if bytes > free {
+            return Err(DeviceError::Memory { needed: bytes >> 20, free: free >> 20 });
+        }
         self.memory.push(vec![0u128; bytes.div_ceil(256).max(1) * 16]);
         Ok(self.memory.last().unwrap().as_ptr() as Address)
     }

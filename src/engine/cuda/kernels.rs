@@ -10,13 +10,15 @@ pub(crate) const SOURCE: &str = concat!(
     include_str!("kernels/edges.cu"),
     include_str!("kernels/product.cu"),
     include_str!("kernels/update.cu"),
+    include_str!("kernels/sampler.cu"),
     include_str!("kernels/chacha.cu"),
+    include_str!("kernels/noise.cu"),
     include_str!("kernels/batch.cu"),
 );
 
 /// Every kernel, by name. Those on `f32` end in `_f`, those on bf16 in `_h`; those on checkpoints
 /// in how these are stored.
-pub(crate) const KERNELS: [&str; 46] = [
+pub(crate) const KERNELS: [&str; 49] = [
     "gather",
     "scatter_add",
     "copy_columns",
@@ -60,7 +62,10 @@ pub(crate) const KERNELS: [&str; 46] = [
     "product_hf",
     "product_hh",
     "adamw",
+    "take_step",
     "sampler_step",
+    "noise_counts",
+    "noise_values",
     "draw_batch_f32",
     "draw_batch_f16",
 ];

@@ -177,6 +177,12 @@ static inline unsigned __float_as_uint(float value) {
     return bits;
 }
 
+static inline double __longlong_as_double(long long bits) {
+    double value;
+    memcpy(&value, &bits, 8);
+    return value;
+}
+
 // Runs a kernel; what went wrong, or null.
 extern "C" const char* lopt_run(
     const char* name, unsigned x, unsigned y, unsigned threads, void** values, int descending

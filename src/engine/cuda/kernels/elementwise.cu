@@ -28,18 +28,18 @@ extern "C" __global__ void copy_columns(
     if (c < width) to[ROW * width + c] = from[ROW * from_width + column + c];
 }
 
-// The input of the network, [noised * signal | start | embedded scalars]. The signal is that
-// of each sample, or one for all; `timestep` replaces the first embedding, if it is given.
+// The input of the network, [noised * signal | start | embedded scalars]. Where `timestep` is
+// given, it replaces the first embedding, and there is one signal for all samples.
 extern "C" __global__ void assemble(
     float* input, const float* noised, const float* start, const float* embedded,
-    const float* signals, float signal, const float* timestep, int timestep_width,
-    i64 parameters, i64 embedding, i64 width
+    const float* signals, const float* timestep, int timestep_width, i64 parameters,
+    i64 embedding, i64 width
 ) {
     i64 c = COLUMN, n = ROW;
     if (c >= width) return;
     float value;
     if (c < parameters) {
-        value = noised[n * parameters + c] * (signals ? signals[n] : signal);
+        value = noised[n * parameters + c] * signals[timestep ? 0 : n];
     } else if (c < 2 * parameters) {
         value = start[n * parameters + c - parameters];
     } else {
