@@ -46,18 +46,28 @@ use crate::layout::{Layout, Role};
 #[derive(Clone, Debug)]
 pub struct Symmetry {
     layout: Layout,
+    /// See [`unit_places`](Self::unit_places).
+    places: Vec<UnitPlace>,
 }
+
+/// Which unit a position of the flat vector moves with along one axis of its tensor: a number
+/// and a distance.
+///
+/// The number is twice that of the unit, counted through all groups, plus one if the position
+/// changes its sign with the unit. The distance is that between two units in the flat vector.
+/// Both are 0 where nothing moves.
+pub(crate) type UnitPlace = [u32; 2];
 
 impl Symmetry {
     /// The symmetry of a layout.
     pub fn new(layout: &Layout) -> Self {
-        Self { layout: layout.clone() }
+        Self { layout: layout.clone(), places: unit_places(layout) }
     }
 
     /// Uniformly random permutations, one for each group, and uniformly random
     /// signs for the units of each [odd](crate::layout::UnitGroup::odd) group.
     pub fn sample(&self, rng: &mut impl Rng) -> Transformation {
-        self.sample_where(|_| true, rng)
+        self.apply_moves(&self.sample_moves(|_| true, rng))
     }
 
     /// As [`sample`](Self::sample), for the units of one group only.
@@ -67,10 +77,16 @@ impl Symmetry {
     pub fn sample_group(&self, group: usize, rng: &mut impl Rng) -> Transformation {
         let groups = self.layout.groups().len();
         assert!(group < groups, "group {group}, expected one of {groups}");
-        self.sample_where(|g| g == group, rng)
+        self.apply_moves(&self.sample_moves(|g| g == group, rng))
     }
 
-    fn sample_where(&self, chosen: impl Fn(usize) -> bool, rng: &mut impl Rng) -> Transformation {
+    /// What [`sample`](Self::sample) draws, of the chosen groups, unit by unit: see
+    /// [`moves`](Self::moves).
+    pub(crate) fn sample_moves(
+        &self,
+        chosen: impl Fn(usize) -> bool,
+        rng: &mut impl Rng,
+    ) -> Vec<i32> {
         let groups = self.layout.groups();
         let permutations: Vec<Vec<usize>> = groups
             .iter()
@@ -92,7 +108,7 @@ impl Symmetry {
                 (0..units).map(|_| rng.gen()).collect()
             })
             .collect();
-        self.transformation(&permutations, &flips)
+        self.moves(&permutations, &flips)
     }
 
     /// Given permutations, as for [`index`](Self::index), and changes of sign:
@@ -109,7 +125,7 @@ impl Symmetry {
         permutations: &[Vec<usize>],
         flips: &[Vec<bool>],
     ) -> Transformation {
-        Transformation { index: self.index(permutations), flipped: self.flipped(flips) }
+        self.apply_moves(&self.moves(permutations, flips))
     }
 
     /// The gather index of given permutations: unit `u` of group `g` becomes
@@ -119,68 +135,91 @@ impl Symmetry {
     /// If `permutations` does not hold one permutation of the right length for
     /// each group.
     pub fn index(&self, permutations: &[Vec<usize>]) -> Vec<u32> {
-        let groups = self.layout.groups();
-        assert_eq!(permutations.len(), groups.len(), "one permutation for each unit group");
-        let mut index = Vec::with_capacity(self.layout.num_parameters());
-        for (t, tensor) in self.layout.tensors().iter().enumerate() {
-            // For each axis of the tensor, where its positions are read from.
-            let axes: Vec<Vec<usize>> = tensor
-                .shape
-                .iter()
-                .enumerate()
-                .map(|(a, &length)| {
-                    let mut source: Vec<usize> = (0..length).collect();
-                    for (group, permutation) in groups.iter().zip(permutations) {
-                        assert_eq!(permutation.len(), group.units, "group `{}`", group.name);
-                        for axis in group.axes.iter().filter(|x| x.tensor == t && x.axis == a) {
-                            for (position, from) in source.iter_mut().enumerate() {
-                                let (unit, within) = (position / axis.block, position % axis.block);
-                                *from = permutation[unit] * axis.block + within;
-                            }
-                        }
-                    }
-                    source
-                })
-                .collect();
-            let mut positions = vec![tensor.offset];
-            let mut stride = tensor.num_elements();
-            for (source, &length) in axes.iter().zip(&tensor.shape) {
-                stride /= length;
-                positions = positions
-                    .iter()
-                    .flat_map(|p| source.iter().map(move |s| p + s * stride))
-                    .collect();
-            }
-            index.extend(positions.iter().map(|&p| p as u32));
-        }
-        index
+        self.transformation(permutations, &[]).index
     }
 
-    /// Which positions of the flat vector change their sign.
-    fn flipped(&self, flips: &[Vec<bool>]) -> Vec<bool> {
-        if flips.iter().all(Vec::is_empty) {
-            return Vec::new();
-        }
+    /// For each unit of all groups, twice how far away the unit is that it becomes, plus one if
+    /// it changes its sign.
+    fn moves(&self, permutations: &[Vec<usize>], flips: &[Vec<bool>]) -> Vec<i32> {
         let groups = self.layout.groups();
-        assert_eq!(flips.len(), groups.len(), "signs for each unit group");
-        let mut flipped = vec![false; self.layout.num_parameters()];
-        for (group, flips) in groups.iter().zip(flips) {
+        assert_eq!(permutations.len(), groups.len(), "one permutation for each unit group");
+        assert!([0, groups.len()].contains(&flips.len()), "signs for each unit group");
+        let mut moves = Vec::with_capacity(self.num_units());
+        for (g, (group, permutation)) in groups.iter().zip(permutations).enumerate() {
+            let flips = flips.get(g).map_or(&[][..], Vec::as_slice);
+            assert_eq!(permutation.len(), group.units, "group `{}`", group.name);
             assert!([0, group.units].contains(&flips.len()), "group `{}`", group.name);
-            for axis in group.axes.iter().filter(|_| !flips.is_empty()) {
-                let tensor = &self.layout.tensors()[axis.tensor];
-                // A unit keeps its scale: that of what is shifted changes its sign.
-                if tensor.role == Role::Scale {
-                    continue;
-                }
-                let length = tensor.shape[axis.axis];
-                let stride: usize = tensor.shape[axis.axis + 1..].iter().product();
-                for (i, flipped) in flipped[tensor.range()].iter_mut().enumerate() {
-                    *flipped ^= flips[i / stride % length / axis.block];
-                }
+            moves.extend(permutation.iter().enumerate().map(|(unit, &from)| {
+                let flipped = flips.get(unit).is_some_and(|&flipped| flipped);
+                2 * (from as i32 - unit as i32) + i32::from(flipped)
+            }));
+        }
+        moves
+    }
+
+    /// Number of units of all groups.
+    pub(crate) fn num_units(&self) -> usize {
+        self.layout.groups().iter().map(|group| group.units).sum()
+    }
+
+    /// Where every position of the flat vector lies among the units, `[A, P]`, for as many axes
+    /// `A` as the units of any one tensor lie on.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn unit_places(&self) -> &[UnitPlace] {
+        &self.places
+    }
+
+    pub(crate) fn apply_moves(&self, moves: &[i32]) -> Transformation {
+        let mut index: Vec<u32> = (0..self.layout.num_parameters() as u32).collect();
+        let mut flipped = match moves.iter().any(|sign| sign & 1 == 1) {
+            true => vec![false; index.len()],
+            false => Vec::new(),
+        };
+        for places in self.places.chunks_exact(index.len().max(1)) {
+            for (from, &[unit, step]) in index.iter_mut().zip(places) {
+                let distance = moves[unit as usize >> 1] >> 1;
+                *from = from.wrapping_add_signed(distance.wrapping_mul(step as i32));
+            }
+            for (flipped, &[unit, _]) in flipped.iter_mut().zip(places) {
+                *flipped ^= unit as i32 & moves[unit as usize >> 1] & 1 == 1;
             }
         }
-        flipped
+        Transformation { index, flipped }
     }
+}
+
+/// See [`Symmetry::unit_places`].
+fn unit_places(layout: &Layout) -> Vec<UnitPlace> {
+    let size = layout.num_parameters();
+    let mut places: Vec<UnitPlace> = Vec::new();
+    for (t, tensor) in layout.tensors().iter().enumerate() {
+        let mut moving = 0;
+        let mut step = tensor.num_elements();
+        for (a, &length) in tensor.shape.iter().enumerate() {
+            let stride = step / length;
+            let mut first = 0;
+            let mut own = None;
+            for group in layout.groups() {
+                let axis = group.axes.iter().find(|axis| axis.tensor == t && axis.axis == a);
+                own = axis.map(|axis| (first, axis.block)).or(own);
+                first += group.units;
+            }
+            step = stride;
+            let Some((first, block)) = own else { continue };
+            if places.len() == moving * size {
+                places.resize(places.len() + size, [0; 2]);
+            }
+            // A unit keeps its scale: that of what is shifted changes its sign.
+            let signed = u32::from(tensor.role != Role::Scale);
+            let row = &mut places[moving * size..][tensor.range()];
+            for (i, place) in row.iter_mut().enumerate() {
+                let unit = first + i / stride % length / block;
+                *place = [2 * unit as u32 + signed, (stride * block) as u32];
+            }
+            moving += 1;
+        }
+    }
+    places
 }
 
 /// One reordering of the units of a network, with changes of their signs.
@@ -240,8 +279,8 @@ mod tests {
         // a.weight 0 1, a.bias 2 3, b.weight 4 5 / 6 7, b.bias 8 9
         assert_eq!(symmetry.index(&[vec![1, 0]]), [1, 0, 3, 2, 5, 4, 7, 6, 8, 9]);
         assert_eq!(symmetry.index(&[vec![0, 1]]), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
-        let flipped = symmetry.flipped(&[vec![false, true]]);
-        let positions: Vec<usize> = (0..10).filter(|&i| flipped[i]).collect();
+        let flipped = symmetry.transformation(&[vec![0, 1]], &[vec![false, true]]);
+        let positions: Vec<usize> = (0..10).filter(|&i| flipped.flips(i)).collect();
         assert_eq!(positions, [1, 3, 5, 7]);
     }
 
@@ -254,8 +293,8 @@ mod tests {
         let symmetry = Symmetry::new(&builder.finish().unwrap());
         // a 0 1, b 2 3 / 4 5, c 6 7
         assert_eq!(symmetry.index(&[vec![1, 0]]), [1, 0, 5, 4, 3, 2, 7, 6]);
-        let flipped = symmetry.flipped(&[vec![false, true]]);
-        let positions: Vec<usize> = (0..8).filter(|&i| flipped[i]).collect();
+        let flipped = symmetry.transformation(&[vec![0, 1]], &[vec![false, true]]);
+        let positions: Vec<usize> = (0..8).filter(|&i| flipped.flips(i)).collect();
         assert_eq!(positions, [1, 3, 4, 7]);
     }
 }

@@ -155,6 +155,31 @@ impl Dataset {
         })
     }
 
+    /// Runs from memory: values of all checkpoints, and metrics of each run's.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn from_values(
+        layout: Layout,
+        metric: Metric,
+        precision: super::Precision,
+        values: &[f32],
+        metrics: &[Vec<f64>],
+        held_out: usize,
+    ) -> Self {
+        let mut parameters = Parameters::zeros(precision, 0);
+        parameters.push(values);
+        let mut first = 0;
+        let runs = metrics.iter().enumerate().map(|(id, metrics)| {
+            let checkpoints = first..first + metrics.len();
+            first = checkpoints.end;
+            RunSpan { id: id as u64, checkpoints }
+        });
+        let runs: Vec<RunSpan> = runs.collect();
+        let iterations = (0..first as u64).collect();
+        let num_train = runs.len() - held_out;
+        let metrics = metrics.concat();
+        Self { layout, metric, parameters, metrics, iterations, runs, num_train }
+    }
+
     /// The network.
     pub fn layout(&self) -> &Layout {
         &self.layout

@@ -6,6 +6,7 @@
 //! `ParameterDataset` of the G.pt code (`data/gpt_dataset.py`); the options are
 //! this crate's.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use rand::seq::SliceRandom;
@@ -229,6 +230,15 @@ impl PairBatch {
     }
 }
 
+/// Which checkpoints are a pair of a batch, and what is done with both.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DrawnPair {
+    /// Checkpoints, counted from the first of the data set.
+    pub pair: Pair,
+    /// How units move, as [`Symmetry::sample_moves`] draws it; none if they stay.
+    pub moves: Option<Vec<i32>>,
+}
+
 /// Draws batches of pairs.
 ///
 /// Every run is drawn once before any is drawn again, in a new order each time.
@@ -334,21 +344,41 @@ impl PairSampler {
         rows.for_each_init(
             || vec![0.0; num_parameters],
             |flat, (item, ((start, end), (start_metric, end_metric)))| {
-                let mut rng = this.rng.clone();
-                rng.set_stream(step);
-                // Room for 2^32 numbers for each pair, whatever the others draw.
-                rng.set_word_pos((item as u128) << 32);
-                let run = &this.runs()[this.chosen[item] as usize];
-                let metrics = &this.dataset.metrics()[run.checkpoints.clone()];
-                let pair = this.config.draw(metrics, &mut rng);
-                let moves = this.config.permute.then(|| this.symmetry.sample(&mut rng));
-                *start_metric = metrics[pair.start];
-                *end_metric = metrics[pair.end];
-                let first = run.checkpoints.start;
-                this.read(first + pair.start, moves.as_ref(), flat, start);
-                this.read(first + pair.end, moves.as_ref(), flat, end);
+                let drawn = this.draw_pair(step, item);
+                let moves = drawn.moves.map(|moves| this.symmetry.apply_moves(&moves));
+                let Pair { start: first, end: last } = drawn.pair;
+                *start_metric = this.dataset.metrics()[first];
+                *end_metric = this.dataset.metrics()[last];
+                this.read(first, moves.as_ref(), flat, start);
+                this.read(last, moves.as_ref(), flat, end);
             },
         );
+    }
+
+    /// The pairs that [`fill`](Self::fill) reads for a batch of this size, in parallel.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn draw(&mut self, step: u64, size: usize) -> Vec<DrawnPair> {
+        self.choose_runs(step, size);
+        let this = &*self;
+        (0..size).into_par_iter().map(|item| this.draw_pair(step, item)).collect()
+    }
+
+    /// What hidden units are reordered by.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn symmetry(&self) -> &Symmetry {
+        &self.symmetry
+    }
+
+    /// One pair of the batch whose runs were chosen last.
+    fn draw_pair(&self, step: u64, item: usize) -> DrawnPair {
+        let mut rng = self.rng.clone();
+        rng.set_stream(step);
+        // Room for 2^32 numbers for each pair, whatever the others draw.
+        rng.set_word_pos((item as u128) << 32);
+        let Range { start: first, end } = self.runs()[self.chosen[item] as usize].checkpoints;
+        let Pair { start, end } = self.config.draw(&self.dataset.metrics()[first..end], &mut rng);
+        let moves = self.config.permute.then(|| self.symmetry.sample_moves(|_| true, &mut rng));
+        DrawnPair { pair: Pair { start: first + start, end: first + end }, moves }
     }
 
     /// Writes a checkpoint to `row`: first normalised, then reordered.

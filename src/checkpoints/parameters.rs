@@ -70,7 +70,7 @@ impl Parameters {
 
     /// The values as they are stored, in the byte order of the machine: LMDB
     /// files are bound to it anyway.
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         match self {
             Self::F32(values) => bytemuck::cast_slice(values),
             Self::F16(values) => bytemuck::cast_slice(values),

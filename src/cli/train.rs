@@ -302,6 +302,9 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
     let dataset = Arc::new(dataset);
     let (device, threads) = (terminal.device, terminal.threads);
     let mut trainer = Trainer::on(device, dataset.clone(), model, config, threads)?;
+    if let Some(source) = trainer.batch_source() {
+        terminal.say(&source.to_string());
+    }
     if trainer.config().behavior > 0.0 {
         trainer = trainer.with_behavior(Box::new(arguments.task_behavior(&dataset)?));
     }
@@ -354,6 +357,7 @@ pub fn run(arguments: &Arguments, terminal: &Terminal) -> Result<(), Failure> {
         "loss": last.map(|r| r.loss),
         "held_out_loss": last.and_then(|r| r.held_out),
         "divergence": last.and_then(|r| r.divergence),
+        "batches": trainer.batch_source().map(|source| source.to_string()),
     });
     if terminal.json {
         return print_json(&report);

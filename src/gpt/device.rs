@@ -1,9 +1,11 @@
 //! Runs a transformer on a GPU: forward and backward passes.
 //!
 //! A batch is one pass. The input rows are put together on the device: only what differs from
-//! sample to sample is copied there.
+//! sample to sample is copied there, and in training no parameters of networks are, if all
+//! checkpoints lie there.
 
 mod check;
+mod checkpoints;
 mod executor;
 mod sampling;
 mod training;
@@ -15,10 +17,12 @@ use rayon::prelude::*;
 use super::embedding::embed;
 use super::executor::{Inputs, Target};
 use super::transformer::{Arena, Transformer};
-use crate::engine::cuda::{arguments, staged_len, Address, Backend, Cuda, Lengths};
+use crate::engine::cuda::{arguments, parts, Address, Backend, Cuda, Lengths};
 use crate::engine::{DeviceError, EngineError, Math};
 
 pub(crate) use check::checks;
+pub(super) use check::{distance, failed, graph, mlp};
+pub(super) use checkpoints::{Checkpoints, Draw};
 pub use executor::DeviceExecutor;
 pub(super) use sampling::Conditions;
 pub(super) use training::{DeviceTraining, Figures, Numbers};
@@ -138,28 +142,37 @@ impl<B: Backend> DeviceModel<B> {
                 EngineError::check(name, weights.map_or(expected, <[f32]>::len), expected)?;
             }
         }
-        let signals: Vec<f32> =
-            inputs.timestep.iter().map(|&t| self.model.signal_scale(f64::from(t)) as f32).collect();
-        let embedded = self.embed(inputs);
+        let (embedded, signals) = (self.embed(inputs), self.signals(inputs));
         let values = target.map_or(&[][..], |target| target.values);
-        let parts = [
-            inputs.noised,
-            inputs.start,
-            &embedded,
-            &signals,
-            values,
-            weights[0].unwrap_or_default(),
-            weights[1].unwrap_or_default(),
-        ];
-        let bytes = parts.map(bytemuck::cast_slice::<f32, u8>);
-        let mut at = self.ops.backend.stage(place, &bytes)?;
-        let [noised, start, embedded, signals, target, entry, sample] = bytes.map(|part| {
-            let own = at;
-            at += staged_len(part.len()) as u64;
-            own
-        });
+        let [noised, start, embedded, signals, target, entry, sample] = self.stage_parts(
+            place,
+            [
+                inputs.noised,
+                inputs.start,
+                &embedded,
+                &signals,
+                values,
+                weights[0].unwrap_or_default(),
+                weights[1].unwrap_or_default(),
+            ]
+            .map(bytemuck::cast_slice),
+        )?;
         let weights = [weights[0].map(|_| entry), weights[1].map(|_| sample)];
         Ok(Staged { place, samples, noised, start, embedded, signals, target, weights })
+    }
+
+    /// Begins to copy parts to the device; where they will be.
+    fn stage_parts<const N: usize>(
+        &mut self,
+        place: usize,
+        bytes: [&[u8]; N],
+    ) -> Result<[Address; N], DeviceError> {
+        Ok(parts(self.ops.backend.stage(place, &bytes)?, bytes.map(<[u8]>::len)))
+    }
+
+    /// What the noised parameters of every sample are multiplied by, `[N]`.
+    fn signals(&self, inputs: &Inputs<'_, f32>) -> Vec<f32> {
+        inputs.timestep.iter().map(|&t| self.model.signal_scale(f64::from(t)) as f32).collect()
     }
 
     /// Embedded scalars of every sample, `[N, E]`.

@@ -158,6 +158,11 @@ impl NoiseSchedule {
         (inverse.sqrt(), -(inverse - 1.0).sqrt())
     }
 
+    /// Weights of `x_0` and of the noise in `x_t`.
+    pub fn sample_weights(&self, index: usize) -> (f64, f64) {
+        (self.alpha_bar[index].sqrt(), (1.0 - self.alpha_bar[index]).sqrt())
+    }
+
     /// `x_t` of one vector: `sqrt(ᾱ) x_0 + sqrt(1 - ᾱ) ε`.
     ///
     /// # Shapes
@@ -166,9 +171,8 @@ impl NoiseSchedule {
     /// # Panics
     /// If the lengths differ.
     pub fn q_sample<F: Float>(&self, index: usize, start: &[F], noise: &[F], noised: &mut [F]) {
-        let signal = cast(self.alpha_bar[index].sqrt());
-        let spread = cast((1.0 - self.alpha_bar[index]).sqrt());
-        combine(signal, start, spread, noise, noised);
+        let (signal, spread) = self.sample_weights(index);
+        combine(cast(signal), start, cast(spread), noise, noised);
     }
 
     /// Mean of `q(x_{t-1} | x_t, x_0)` of one vector.

@@ -36,7 +36,9 @@ pub use normalizer::Normalizer;
 pub use optimizer::{Gpt, GptConfig, Pretrained, SampleError};
 pub use sampler::{NoiseSource, Sampler, SamplerConfig, SamplerKind, SeededNoise, Spacing};
 pub use schedule::LearningRateSchedule;
-pub use trainer::{clip_scale, StepReport, TrainError, Trainer, TrainerConfig};
+#[cfg(feature = "cuda")]
+pub(crate) use trainer::checks as trainer_checks;
+pub use trainer::{clip_scale, BatchSource, StepReport, TrainError, Trainer, TrainerConfig};
 pub use transformer::{ParameterSpec, Transformer};
 pub use weights::{PromptRange, Weights, WeightsError, WeightsHeader};
 

@@ -31,10 +31,16 @@ mod batch;
 mod config;
 #[cfg(feature = "cuda")]
 mod device;
+#[cfg(feature = "cuda")]
+mod feeder;
+mod noise;
 #[cfg(test)]
 mod tests;
 
+pub use batch::BatchSource;
 pub use config::TrainerConfig;
+#[cfg(feature = "cuda")]
+pub(crate) use device::checks;
 
 use batch::{penalty, target, Batch};
 
@@ -219,8 +225,8 @@ impl Trainer {
         Self::on(Device::Cpu, dataset, model, config, threads)
     }
 
-    /// A training on a device. On a GPU, `threads` threads draw pairs and noise ahead: the same
-    /// as on the CPU.
+    /// A training on a device. On a GPU, pairs and noise are drawn there or by `threads` threads,
+    /// see [`batch_source`](Self::batch_source): the same as on the CPU, but for rounding.
     ///
     /// # Errors
     /// As [`new`](Self::new), or if the device cannot be used.
@@ -231,15 +237,15 @@ impl Trainer {
         config: TrainerConfig,
         threads: usize,
     ) -> Result<Self, TrainError> {
-        let runner = |model: &Arc<Transformer>, config: &TrainerConfig| match device {
+        let runner = |model: &Arc<Transformer>, from: (&TrainerConfig, &PairSampler)| match device {
             Device::Cpu => Ok(Runner::Cpu {
-                executor: Executor::for_training(model.clone(), config.batch, threads)?.into(),
+                executor: Executor::for_training(model.clone(), from.0.batch, threads)?.into(),
                 gradient: vec![0.0; model.num_parameters()],
             }),
             #[cfg(feature = "cuda")]
             Device::Cuda { index, math } => {
                 let gpu = crate::engine::cuda::Gpu::open(index).map_err(EngineError::from)?;
-                let on = device::OnDevice::new(gpu, model.clone(), math, config.batch, threads)?;
+                let on = device::OnDevice::new(gpu, model.clone(), math, from, threads)?;
                 Ok(Runner::Device(on.into()))
             }
             #[cfg(not(feature = "cuda"))]
@@ -249,7 +255,10 @@ impl Trainer {
     }
 
     fn with_runner(
-        runner: impl FnOnce(&Arc<Transformer>, &TrainerConfig) -> Result<Runner, EngineError>,
+        runner: impl FnOnce(
+            &Arc<Transformer>,
+            (&TrainerConfig, &PairSampler),
+        ) -> Result<Runner, EngineError>,
         dataset: Arc<Dataset>,
         model: ModelConfig,
         config: TrainerConfig,
@@ -270,7 +279,7 @@ impl Trainer {
             ..PairConfig::default()
         };
         let pairs = PairSampler::new(dataset.clone(), Part::Train, pairs)?;
-        let runner = runner(&model, &config)?;
+        let runner = runner(&model, (&config, &pairs))?;
         let parameters: Vec<f32> = model.initialize(config.seed);
         let zeros = vec![0.0; parameters.len()];
         let state = State {
@@ -363,6 +372,15 @@ impl Trainer {
     /// Whether all steps have been taken.
     pub fn is_finished(&self) -> bool {
         self.state.step >= self.config.steps
+    }
+
+    /// Where batches are drawn; none on the CPU.
+    pub fn batch_source(&self) -> Option<BatchSource> {
+        match &self.runner {
+            Runner::Cpu { .. } => None,
+            #[cfg(feature = "cuda")]
+            Runner::Device(device) => Some(device.source),
+        }
     }
 
     /// The configuration of this training.

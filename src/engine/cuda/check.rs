@@ -33,7 +33,7 @@ impl Check {
 /// Runs every kernel, and whole models, on a GPU and on the CPU.
 ///
 /// Models are compared by output, gradient, parameters after steps of training, and samples, in
-/// every [`Math`]. It takes some seconds.
+/// every [`Math`]; batches that the GPU draws with those of the host. It takes some seconds.
 ///
 /// # Errors
 /// If the GPU cannot be used, or a call fails. A wrong result is a [`Check`] that does not pass.
@@ -56,6 +56,7 @@ pub fn self_test(index: usize) -> Result<Vec<Check>, DeviceError> {
     for math in Math::ALL {
         checks.extend(crate::gpt::device_checks(|| super::Gpu::open(index), math, true)?);
     }
+    checks.extend(crate::gpt::trainer_checks(|| super::Gpu::open(index))?);
     Ok(checks)
 }
 

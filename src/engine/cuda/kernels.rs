@@ -11,11 +11,14 @@ pub(crate) const SOURCE: &str = concat!(
     include_str!("kernels/product.cu"),
     include_str!("kernels/update.cu"),
     include_str!("kernels/sampler.cu"),
+    include_str!("kernels/chacha.cu"),
     include_str!("kernels/noise.cu"),
+    include_str!("kernels/batch.cu"),
 );
 
-/// Every kernel, by name. Those on `f32` end in `_f`, those on bf16 in `_h`.
-pub(crate) const KERNELS: [&str; 47] = [
+/// Every kernel, by name. Those on `f32` end in `_f`, those on bf16 in `_h`; those on checkpoints
+/// in how these are stored.
+pub(crate) const KERNELS: [&str; 49] = [
     "gather",
     "scatter_add",
     "copy_columns",
@@ -63,4 +66,6 @@ pub(crate) const KERNELS: [&str; 47] = [
     "sampler_step",
     "noise_counts",
     "noise_values",
+    "draw_batch_f32",
+    "draw_batch_f16",
 ];

@@ -34,7 +34,7 @@ struct Case {
     metrics: [Vec<f32>; 3],
 }
 
-fn failed(problem: impl ToString) -> DeviceError {
+pub(in crate::gpt) fn failed(problem: impl ToString) -> DeviceError {
     DeviceError::Call { call: "the comparison", problem: problem.to_string() }
 }
 
@@ -45,7 +45,7 @@ fn device_error(error: EngineError) -> DeviceError {
     }
 }
 
-fn mlp(sizes: &[usize]) -> Result<Layout, DeviceError> {
+pub(in crate::gpt) fn mlp(sizes: &[usize]) -> Result<Layout, DeviceError> {
     let mut builder = LayoutBuilder::new();
     for (i, pair) in sizes.windows(2).enumerate() {
         builder.scope(&format!("fc{i}"), |b| b.linear(pair[0], pair[1], true));
@@ -54,7 +54,7 @@ fn mlp(sizes: &[usize]) -> Result<Layout, DeviceError> {
 }
 
 /// With convolutions, blocks of columns, and units that have nothing but edges.
-fn graph() -> Result<Layout, DeviceError> {
+pub(in crate::gpt) fn graph() -> Result<Layout, DeviceError> {
     let mut builder = LayoutBuilder::new();
     builder.scope("a", |b| b.conv2d("Conv2D<2>", 1, 3, 2, 1, true));
     builder.flatten("Flatten2D");
@@ -147,7 +147,7 @@ fn cases(wide: bool) -> Result<Vec<Case>, DeviceError> {
 
 /// Length of the difference as a share of the length of what is expected; infinite where
 /// something is not a number.
-fn distance(found: &[f32], expected: &[f32]) -> f64 {
+pub(in crate::gpt) fn distance(found: &[f32], expected: &[f32]) -> f64 {
     let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
     let pairs = found.iter().zip(expected);
     let error = squares(&mut pairs.map(|(a, b)| f64::from(*a) - f64::from(*b)));

@@ -48,9 +48,9 @@ pub(in crate::gpt) struct DeviceTraining<B: Backend> {
     figures: Address,
     squares: Address,
     /// What was staged for the next step.
-    next: Option<Staged>,
+    pub(super) next: Option<Staged>,
     /// Where it was staged.
-    place: usize,
+    pub(super) place: usize,
 }
 
 impl<B: Backend> DeviceTraining<B> {
