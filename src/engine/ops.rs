@@ -179,7 +179,6 @@ pub(crate) trait Ops {
         out: Slot,
     );
     /// Gradient of `qkv`.
-    #[allow(clippy::too_many_arguments)]
     fn attention_backward(
         &mut self,
         samples: usize,
@@ -188,7 +187,6 @@ pub(crate) trait Ops {
         probabilities: Slot,
         dout: Slot,
         dqkv: Slot,
-        scratch: Slot,
     );
 
     /// `to[row(u, n), r] = sum over v, c of edges[n, u, v, c] from[row(v, n), c, r]`.

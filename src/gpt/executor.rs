@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::embedding::embed;
 use super::transformer::{Arena, Training, Transformer};
-use crate::engine::cpu::{AlignedBuffer, Cpu, PackedParameters, Panels, PRODUCT_SCRATCH};
+use crate::engine::cpu::{scratch_len, AlignedBuffer, Cpu, PackedParameters, Panels};
 use crate::engine::{EngineError, Float, Ops, Threads};
 
 /// What G.pt is given for a batch of networks.
@@ -116,7 +116,7 @@ pub struct Executor<F> {
 #[derive(Debug)]
 struct Worker<F> {
     arena: AlignedBuffer<F>,
-    /// For matrix products.
+    /// For matrix products and attention.
     scratch: AlignedBuffer<F>,
     /// Empty for the first worker, which writes to the caller's, and at inference.
     gradient: Vec<F>,
@@ -177,7 +177,7 @@ impl<F: Float> Executor<F> {
                 true => vec![F::zero(); model.num_parameters()],
                 false => Vec::new(),
             };
-            let scratch = AlignedBuffer::new(PRODUCT_SCRATCH)?;
+            let scratch = AlignedBuffer::new(scratch_len(&arena.attention))?;
             Ok(Worker { arena: AlignedBuffer::new(arena.len)?, scratch, gradient, loss: 0.0 })
         };
         let workers = (0..count).map(worker).collect::<Result<_, EngineError>>()?;

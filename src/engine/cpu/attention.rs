@@ -4,7 +4,8 @@
 //! Backward: `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = P (dP - rowsum(P dP))`,
 //! `dQ = dS K / sqrt(head size)`, `dK = dSᵀ Q / sqrt(head size)`.
 //!
-//! `S`, `P` and their gradients lie transposed, keys by padded queries: so a lane belongs to
+//! The rows of a head lie far apart, often at addresses that share a place in the cache: they
+//! are copied side by side first. `S`, `P` and their gradients lie transposed, keys by padded queries: so a lane belongs to
 //! a query, and the sums of a softmax go from vector to vector, not through a vector.
 //!
 //! # Source
@@ -12,7 +13,7 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::matmul::{Matrix, Product, Start};
+use super::matmul::{Matrix, Product, Start, SCRATCH};
 use super::{padded, simd, LANES};
 use crate::engine::{AttentionShape, Float};
 
@@ -55,11 +56,49 @@ impl Shape {
         (3 * sample + part as usize) * self.width + head * self.size
     }
 
-    /// The values of a head in `qkv`.
-    fn matrix<'a, F>(&self, qkv: &'a [F], sample: usize, head: usize, part: Part) -> Matrix<'a, F> {
-        let rows = if part == Part::Query { self.queries } else { self.tokens };
-        let values = &qkv[self.part(sample, head, part)..];
-        Matrix::strided(values, rows, self.size, 3 * self.samples * self.width)
+    /// Keys, queries and values of a head, copied side by side.
+    fn copied<'a, F: Float>(
+        &self,
+        qkv: &[F],
+        sample: usize,
+        head: usize,
+        scratch: &'a mut [F],
+    ) -> [Matrix<'a, F>; 3] {
+        let (key, scratch) = scratch.split_at_mut(self.head_len());
+        let (query, value) = scratch.split_at_mut(self.head_len());
+        let stride = 3 * self.samples * self.width;
+        let copy =
+            |part, rows, to| self.rows(&qkv[self.part(sample, head, part)..], stride, rows, to);
+        [
+            copy(Part::Key, self.tokens, key),
+            copy(Part::Query, self.queries, query),
+            copy(Part::Value, self.tokens, value),
+        ]
+    }
+
+    /// Rows of a head that begin every `stride` values, copied side by side.
+    fn rows<'a, F: Float>(
+        &self,
+        from: &[F],
+        stride: usize,
+        rows: usize,
+        to: &'a mut [F],
+    ) -> Matrix<'a, F> {
+        let to = &mut to[..rows * self.size];
+        for (from, to) in from.chunks(stride).zip(to.chunks_exact_mut(self.size)) {
+            let (from, from_rest) = from[..self.size].as_chunks::<LANES>();
+            let (to, to_rest) = to.as_chunks_mut::<LANES>();
+            for (from, to) in from.iter().zip(to) {
+                *to = *from;
+            }
+            to_rest.copy_from_slice(from_rest);
+        }
+        Matrix::new(to, rows, self.size)
+    }
+
+    /// Values of all tokens of a head.
+    fn head_len(&self) -> usize {
+        self.tokens * self.size
     }
 
     /// Position in the output of the values of a head of a sample.
@@ -85,9 +124,11 @@ enum Part {
     Value,
 }
 
-/// Values of `dS` of one head.
+/// Values of scratch memory for attention, and for any product.
 pub(crate) fn scratch_len(shape: &AttentionShape) -> usize {
-    shape.tokens.saturating_mul(padded(shape.queries))
+    let head = shape.tokens.saturating_mul(shape.width / shape.heads.max(1));
+    let scores = shape.tokens.saturating_mul(padded(shape.queries));
+    SCRATCH.saturating_add(head.saturating_mul(4)).saturating_add(scores)
 }
 
 /// `out`, and the probabilities: `[samples][heads][tokens][padded queries]`.
@@ -96,7 +137,7 @@ pub(super) struct Forward<'a, F> {
     pub qkv: &'a [F],
     pub probabilities: &'a mut [F],
     pub out: &'a mut [F],
-    /// For matrix products.
+    /// As long as [`scratch_len`].
     pub scratch: &'a mut [F],
 }
 
@@ -104,9 +145,9 @@ impl<F: Float> Forward<'_, F> {
     pub fn run(self) {
         let Self { shape, qkv, probabilities, out, scratch } = self;
         let Shape { tokens, queries, lanes, .. } = shape;
+        let (scratch, own) = scratch.split_at_mut(SCRATCH);
         for (sample, head, at) in shape.heads() {
-            let [key, query, value] = [Part::Key, Part::Query, Part::Value]
-                .map(|part| shape.matrix(qkv, sample, head, part));
+            let [key, query, value] = shape.copied(qkv, sample, head, own);
             let p = &mut probabilities[at..][..tokens * lanes];
             multiply(p, lanes, key, query.transposed(), scratch);
             simd(Softmax { scale: shape.scale(), lanes, scores: p });
@@ -125,25 +166,24 @@ pub(super) struct Backward<'a, F> {
     pub dout: &'a [F],
     pub dqkv: &'a mut [F],
     /// As long as [`scratch_len`].
-    pub ds: &'a mut [F],
-    /// For matrix products.
     pub scratch: &'a mut [F],
 }
 
 impl<F: Float> Backward<'_, F> {
     pub fn run(self) {
-        let Self { shape, qkv, probabilities, dout, dqkv, ds, scratch } = self;
+        let Self { shape, qkv, probabilities, dout, dqkv, scratch } = self;
         let Shape { samples, tokens, queries, size, width, lanes, .. } = shape;
         let stride = 3 * samples * width;
-        let ds = &mut ds[..tokens * lanes];
+        let (scratch, own) = scratch.split_at_mut(SCRATCH);
+        let (ds, own) = own.split_at_mut(tokens * lanes);
+        let (own_dout, own) = own.split_at_mut(shape.head_len());
         for (sample, head, at) in shape.heads() {
-            let [key, query, value] = [Part::Key, Part::Query, Part::Value]
-                .map(|part| shape.matrix(qkv, sample, head, part));
+            let [key, query, value] = shape.copied(qkv, sample, head, own);
             let p = &probabilities[at..][..tokens * lanes];
             let dout = &dout[shape.out(sample, head)..];
-            let dout = Matrix::strided(dout, queries, size, shape.out_stride());
-            multiply(ds, lanes, value, dout.transposed(), scratch);
-            simd(SoftmaxBackward { scale: shape.scale(), queries, lanes, p, dp: ds });
+            let dout = shape.rows(dout, shape.out_stride(), queries, own_dout);
+            multiply(&mut *ds, lanes, value, dout.transposed(), scratch);
+            simd(SoftmaxBackward { scale: shape.scale(), queries, lanes, p, dp: &mut *ds });
 
             let ds = Matrix::strided(ds, tokens, queries, lanes);
             let p = Matrix::strided(p, tokens, queries, lanes);
@@ -268,7 +308,6 @@ impl<F: Float> WithSimd for SoftmaxBackward<'_, F> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::cpu::PRODUCT_SCRATCH;
 
     fn wave<F: Float>(length: usize, phase: f64) -> Vec<F> {
         (0..length).map(|i| F::from_f64((i as f64 * 0.37 + phase).sin())).collect()
@@ -278,7 +317,7 @@ mod tests {
         let sizes = Shape::new(samples, shape);
         let mut p = vec![F::zero(); samples * shape.heads * shape.tokens * sizes.lanes];
         let mut out = vec![F::zero(); sizes.query_rows() * shape.width];
-        let mut scratch = vec![F::nan(); PRODUCT_SCRATCH];
+        let mut scratch = vec![F::nan(); scratch_len(shape)];
         Forward { shape: sizes, qkv, probabilities: &mut p, out: &mut out, scratch: &mut scratch }
             .run();
         [p, out]
@@ -340,15 +379,13 @@ mod tests {
             let [p, out] = forward(samples, &shape, &qkv);
             let cotangent: Vec<f64> = wave(out.len(), 1.0);
             let mut dqkv = vec![f64::NAN; qkv.len()];
-            let mut ds = vec![f64::NAN; scratch_len(&shape)];
-            let mut scratch = vec![f64::NAN; PRODUCT_SCRATCH];
+            let mut scratch = vec![f64::NAN; scratch_len(&shape)];
             Backward {
                 shape: Shape::new(samples, &shape),
                 qkv: &qkv,
                 probabilities: &p,
                 dout: &cotangent,
                 dqkv: &mut dqkv,
-                ds: &mut ds,
                 scratch: &mut scratch,
             }
             .run();

@@ -164,7 +164,7 @@ fn for_each_gate(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::cpu::PRODUCT_SCRATCH;
+    use crate::engine::cpu::matmul::SCRATCH;
 
     const SHAPE: EdgeShape = EdgeShape { to: 3, from: 5, channels: 2, rank: 4 };
     const SAMPLES: usize = 2;
@@ -208,7 +208,7 @@ mod tests {
             }
             let mut after = factors();
             let [edges, to, from, own] = &mut after;
-            let scratch = &mut vec![0.0; PRODUCT_SCRATCH][..];
+            let scratch = &mut vec![0.0; SCRATCH][..];
             let form = Edges { shape: &SHAPE, samples: SAMPLES, edges, to, from, own, scratch };
             match wanted {
                 0 => form.product(Write::Set),
@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn products_can_be_added() {
         let [edges, mut to, mut from, mut own] = factors();
-        let scratch = &mut vec![0.0; PRODUCT_SCRATCH][..];
+        let scratch = &mut vec![0.0; SCRATCH][..];
         let mut both = [edges.clone(), edges.clone()];
         for (out, write) in both.iter_mut().zip([Write::Set, Write::Add]) {
             let (to, from, own) = (&mut to[..], &mut from[..], &mut own[..]);

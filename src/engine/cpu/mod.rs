@@ -18,8 +18,8 @@ mod optimizer;
 mod packed;
 mod tokens;
 
-pub(crate) use attention::scratch_len as attention_scratch_len;
-pub(crate) use matmul::{linear, SCRATCH as PRODUCT_SCRATCH};
+pub(crate) use attention::scratch_len;
+pub(crate) use matmul::linear;
 pub(crate) use optimizer::{AdamStep, SumOfSquares};
 pub(crate) use packed::{PackedParameters, Panels};
 
@@ -124,7 +124,7 @@ pub(crate) struct Cpu<'a, F> {
     /// Empty at inference.
     pub gradient: &'a mut [F],
     pub arena: &'a mut [F],
-    /// [`PRODUCT_SCRATCH`] values, for matrix products.
+    /// [`scratch_len`] values, for matrix products and attention.
     pub scratch: &'a mut [F],
     /// Whether this is the first of the passes whose gradients are added up. Weights of linear
     /// layers then hold nothing yet: each layer is used once in a pass.
@@ -368,7 +368,6 @@ impl<F: Float> Ops for Cpu<'_, F> {
         probabilities: Slot,
         dout: Slot,
         dqkv: Slot,
-        scratch: Slot,
     ) {
         let shape = attention::Shape::new(samples, shape);
         let ranges = [
@@ -376,11 +375,10 @@ impl<F: Float> Ops for Cpu<'_, F> {
             probabilities.range(samples),
             dout.range(shape.query_rows()),
             dqkv.range(shape.key_rows()),
-            scratch.range(1),
         ];
-        let [qkv, probabilities, dout, dqkv, ds] = disjoint(self.arena, ranges);
+        let [qkv, probabilities, dout, dqkv] = disjoint(self.arena, ranges);
         let scratch = &mut *self.scratch;
-        attention::Backward { shape, qkv, probabilities, dout, dqkv, ds, scratch }.run();
+        attention::Backward { shape, qkv, probabilities, dout, dqkv, scratch }.run();
     }
 
     fn edge_sum(&mut self, samples: usize, shape: &EdgeShape, slots: EdgeSlots) {

@@ -6,7 +6,7 @@
 
 use super::backend::Backend;
 use super::buffers::{Cuda, Lengths};
-use crate::engine::cpu::{attention_scratch_len, padded, AlignedBuffer, Cpu, PRODUCT_SCRATCH};
+use crate::engine::cpu::{self, padded, AlignedBuffer, Cpu};
 use crate::engine::{
     AttentionShape, DeviceError, EdgeShape, EdgeSlots, LayerNorm, Linear, Math, Ops, Slot, Write,
 };
@@ -74,6 +74,8 @@ pub(crate) fn tolerance(math: Math) -> f64 {
 struct Plan {
     wide: usize,
     narrow: usize,
+    /// Values of the CPU's scratch memory.
+    scratch: usize,
     mixed: bool,
     slots: Vec<(Slot, usize)>,
 }
@@ -139,7 +141,7 @@ impl<B: Backend> Pair<B> {
         let device = Cuda::new(backend, math, lengths)?;
         let memory = |_| DeviceError::Call { call: "the CPU", problem: "no memory".into() };
         let arena = AlignedBuffer::new(plan.wide + plan.narrow).map_err(memory)?;
-        let scratch = AlignedBuffer::new(PRODUCT_SCRATCH).map_err(memory)?;
+        let scratch = AlignedBuffer::new(plan.scratch).map_err(memory)?;
         let mut parameters = values(parameters, 1);
         if math == Math::Bf16 {
             // So that both use the same.
@@ -288,7 +290,7 @@ pub(crate) fn operations<B: Backend>(backend: B, math: Math) -> Result<Vec<Check
     let shape = AttentionShape { tokens, queries: tokens, heads, width };
     // How probabilities lie is each engine's own affair.
     let probabilities = plan.take_scratch(samples, heads * tokens * padded(tokens));
-    let scratch = plan.take_scratch(1, attention_scratch_len(&shape));
+    plan.scratch = cpu::scratch_len(&shape);
     let target = plan.take(samples, 50);
     let entry = plan.take(1, 50);
     let weights = plan.take(samples, 1);
@@ -426,7 +428,6 @@ pub(crate) fn operations<B: Backend>(backend: B, math: Math) -> Result<Vec<Check
                 at(probabilities),
                 at(branch),
                 at(dqkv),
-                at(scratch),
             )
         });
     }

@@ -363,7 +363,6 @@ impl<B: Backend> Ops for Cuda<B> {
         probabilities: Slot,
         dout: Slot,
         dqkv: Slot,
-        _scratch: Slot,
     ) {
         let rows = samples * shape.heads * shape.queries;
         let dscores = self.matrix(4 * rows * padded(shape.tokens));

@@ -1,7 +1,7 @@
 //! Where the activations of a pass lie.
 
 use super::Transformer;
-use crate::engine::cpu::{attention_scratch_len, padded};
+use crate::engine::cpu::padded;
 use crate::engine::{AttentionShape, EdgeShape, EdgeSlots, Linear, Slot};
 use crate::gpt::edges::{Edges, GATES};
 
@@ -37,8 +37,7 @@ pub(crate) struct Arena {
     pub(super) decoders: Vec<Layers>,
     /// For all edges of a tensor, both directions of messages, and the decoder.
     pub(super) edges: Vec<([Messages; 2], DecodedEdges)>,
-    pub(super) attention: AttentionShape,
-    pub(super) scratch: Slot,
+    pub attention: AttentionShape,
     /// What only training needs.
     pub training: Option<Training>,
 }
@@ -216,7 +215,6 @@ impl Arena {
         let decoders = decoders
             .map(|(class, chain)| layers(&mut space, class.tokens * samples, class.values, chain))
             .collect();
-        let scratch = space.take(1, attention_scratch_len(&attention));
         let training = training.then(|| {
             let widest = tokens.inputs.iter().map(|class| class.table.len()).max().unwrap_or(0);
             Training {
@@ -251,7 +249,6 @@ impl Arena {
             decoders,
             edges,
             attention,
-            scratch,
             training,
         }
     }

@@ -136,7 +136,6 @@ impl Transformer {
                 slots.probabilities,
                 branch,
                 training.qkv,
-                arena.scratch,
             );
             let normed = slots.normed_attention;
             ops.linear_backward(total, &block.qkv, normed, training.qkv, set(branch));

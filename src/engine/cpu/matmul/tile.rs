@@ -247,36 +247,46 @@ fn store<F: Float, S: Simd, const N: usize, const M: usize>(
     target: &mut Target<'_, F>,
 ) {
     let lanes = F::lanes::<S>();
+    let width = N * lanes;
+    let whole = target.valid == width;
+    let bias = target.bias.filter(|_| whole).map(|bias| &F::as_lanes::<S>(bias)[..N]);
     for i in 0..M {
-        if i < height {
-            let place = (top + i) * target.stride + target.first;
+        if i >= height {
+            break;
+        }
+        let place = (top + i) * target.stride + target.first;
+        if !whole {
             for n in 0..N {
-                let from = n * lanes;
-                if from + lanes <= target.valid {
-                    let columns = from..from + lanes;
-                    let place = place + from..place + from + lanes;
-                    let mut sum = sums[i][n];
-                    if let Some(bias) = target.bias {
-                        sum = F::add_lanes(simd, sum, F::as_lanes::<S>(&bias[columns])[0]);
-                    }
-                    if let Start::Matrix(start) = target.start {
-                        let start = F::as_lanes::<S>(&start[place.clone()])[0];
-                        sum = F::add_lanes(simd, sum, start);
-                    }
-                    let out = &mut F::as_mut_lanes::<S>(&mut target.out[place])[0];
-                    if let Start::Output = target.start {
-                        sum = F::add_lanes(simd, sum, *out);
-                    }
-                    *out = sum;
-                } else if from < target.valid {
-                    store_some(simd, sums[i][n], place + from, from..target.valid, target);
-                }
+                let columns = (n * lanes).min(target.valid)..target.valid.min((n + 1) * lanes);
+                store_some(simd, sums[i][n], place + columns.start, columns, target);
             }
+            continue;
+        }
+        let mut values = sums[i];
+        if let Some(bias) = bias {
+            for n in 0..N {
+                values[n] = F::add_lanes(simd, values[n], bias[n]);
+            }
+        }
+        if let Start::Matrix(start) = target.start {
+            let start = F::as_lanes::<S>(&start[place..][..width]);
+            for n in 0..N {
+                values[n] = F::add_lanes(simd, values[n], start[n]);
+            }
+        }
+        let out = F::as_mut_lanes::<S>(&mut target.out[place..][..width]);
+        if let Start::Output = target.start {
+            for n in 0..N {
+                values[n] = F::add_lanes(simd, values[n], out[n]);
+            }
+        }
+        for n in 0..N {
+            out[n] = values[n];
         }
     }
 }
 
-/// Writes the first values of a vector, those of some columns of a panel.
+/// Writes the values of a vector that belong to some columns of a panel.
 #[inline(always)]
 fn store_some<F: Float, S: Simd>(
     simd: S,
