@@ -232,11 +232,8 @@ fn main() -> Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let (rounds, seconds) = match arguments[..] {
         ["shape", tokens, blocks, batch, seconds] => {
-            let shape = Shape {
-                tokens: tokens.parse()?,
-                blocks: blocks.parse()?,
-                batch: batch.parse()?,
-            };
+            let shape =
+                Shape { tokens: tokens.parse()?, blocks: blocks.parse()?, batch: batch.parse()? };
             println!("{}", serde_json::to_string(&measure(shape, seconds.parse()?)?)?);
             return Ok(());
         }
