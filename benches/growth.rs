@@ -15,8 +15,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use lopt::engine::{adamw_ema, global_norm, AdamW, Update};
-use lopt::gpt::{clip_scale, Executor, Inputs, ModelConfig, Target, Tokenization, Transformer};
-use lopt::layout::{LayoutBuilder, Role};
+use lopt::gpt::{clip_scale, Executor, Inputs, ModelConfig, Target, Transformer};
+use lopt::layout::LayoutBuilder;
 use rustix::time::{clock_gettime, ClockId};
 use serde::{Deserialize, Serialize};
 
@@ -24,11 +24,9 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 const WIDTH: usize = 128;
 const HEADS: usize = 4;
-/// Values in a token.
-const LENGTH: usize = 64;
-/// Of the scalar embedding: each of the four scalars fills one token.
-const FREQUENCIES: usize = 31;
-const SCALARS: usize = 4;
+/// Of the network that is optimised. With a bias, each hidden unit has 64 values.
+const INPUTS: usize = 32;
+const OUTPUTS: usize = 31;
 /// Fewest steps of a median, and shortest time of them all in seconds.
 const STEPS: usize = 5;
 const SECONDS: f64 = 0.5;
@@ -47,6 +45,8 @@ struct Shape {
 struct Figures {
     /// Of one step.
     milliseconds: f64,
+    /// Of these, for AdamW and average, with the norm of the gradient.
+    update: f64,
     /// Multiplications and additions of matrix products in one step, in millions.
     megaflops: f64,
     /// Parameters of the model.
@@ -59,13 +59,13 @@ struct Figures {
 
 fn measure(Shape { tokens, blocks, batch }: Shape, seconds: f64) -> Result<Figures> {
     let resident = memory("VmRSS:")?;
-    let pieces = (tokens - SCALARS) / 2;
+    // Besides hidden units, the output biases and the scalars have a token each.
+    let hidden = tokens - 2;
     let mut builder = LayoutBuilder::new();
-    builder.tensor("vector", &[pieces * LENGTH], Role::Weight);
+    builder.scope("hidden", |b| b.linear(INPUTS, hidden, true));
+    builder.scope("output", |b| b.linear(hidden, OUTPUTS, true));
     let layout = builder.finish()?;
-    let reference = ModelConfig::reference(Tokenization::ChunkWithinInput { length: LENGTH });
-    let config =
-        ModelConfig { width: WIDTH, blocks, heads: HEADS, frequencies: FREQUENCIES, ..reference };
+    let config = ModelConfig { width: WIDTH, blocks, heads: HEADS, ..ModelConfig::default() };
     let model = Arc::new(Transformer::new(config, &layout)?);
     if model.num_tokens() != tokens {
         return Err(format!("{} tokens, expected {tokens}", model.num_tokens()).into());
@@ -93,10 +93,11 @@ fn measure(Shape { tokens, blocks, batch }: Shape, seconds: f64) -> Result<Figur
     let decayed = model.decayed();
 
     let mut executor = Executor::for_training(model.clone(), batch, 1)?;
-    let (mut times, mut total) = (Vec::new(), 0.0);
+    let (mut times, mut updates, mut total) = (Vec::new(), Vec::new(), 0.0);
     while times.len() <= STEPS || total < seconds {
         let start = cpu_seconds();
         executor.loss_and_gradient(&parameters, &inputs, &Target::new(&wanted), &mut gradient)?;
+        let between = cpu_seconds();
         let update = Update {
             step: times.len() as u64 + 1,
             gradient: &gradient,
@@ -109,13 +110,17 @@ fn measure(Shape { tokens, blocks, batch }: Shape, seconds: f64) -> Result<Figur
             average_decay: 0.9995,
         };
         adamw_ema(executor.threads(), &AdamW::default(), update);
-        times.push(cpu_seconds() - start);
-        total += cpu_seconds() - start;
+        let end = cpu_seconds();
+        times.push(end - start);
+        updates.push(end - between);
+        total += end - start;
     }
     // The first one touches memory for the first time.
     times.remove(0);
+    updates.remove(0);
     Ok(Figures {
         milliseconds: median(times) * 1e3,
+        update: median(updates) * 1e3,
         megaflops: operations(&model, blocks, batch) / 1e6,
         parameters: parameters.len(),
         peak: memory("VmHWM:")? - resident,
@@ -130,8 +135,14 @@ fn operations(model: &Transformer, blocks: usize, batch: usize) -> f64 {
     let asking = tokens * (blocks - 1) + outputs;
     let blocks = (3 * blocks * tokens + 9 * asking) * WIDTH * WIDTH + 2 * asking * tokens * WIDTH;
     let decoders = model.layout().num_parameters() * WIDTH;
-    let encoders = 2 * decoders + SCALARS * (2 * FREQUENCIES + 1) * WIDTH;
+    // The scalars are also projected for all tokens.
+    let encoders = 2 * decoders + 2 * scalars(model) * WIDTH;
     (2 * batch * (3 * (blocks + decoders) + 2 * encoders)) as f64
+}
+
+/// Values of the embedded scalars: timestep, and wanted metric, present one and difference.
+fn scalars(model: &Transformer) -> usize {
+    4 * (2 * model.config().frequencies + 1)
 }
 
 /// Values that must be kept: parameters, gradient, both moments and average; noised, starting and
@@ -147,7 +158,7 @@ fn kept(model: &Transformer, blocks: usize, batch: usize, samples: usize) -> usi
     // Attended, stream, normalised stream; the widened MLP and its slope.
     let asking = HEADS * tokens + 3 * WIDTH + 2 + 8 * WIDTH;
     let within = blocks * tokens * asked + ((blocks - 1) * tokens + outputs) * asking;
-    let encoder = tokens * (LENGTH + WIDTH + 2);
+    let encoder = 2 * size + scalars(model) + tokens * (WIDTH + 2);
     let decoder = outputs * (WIDTH + 2 + WIDTH) + size;
     5 * model.num_parameters() + 3 * batch * size + samples * (within + encoder + decoder)
 }
@@ -200,15 +211,16 @@ fn line(points: &[(f64, f64)]) -> (f64, f64, f64) {
 fn print(title: &str, shapes: &[(Shape, Figures)]) {
     println!("\n{title}\n");
     println!(
-        "| tokens | blocks | batch | ms a step | GFLOP/s | parameters | must be kept, MB | peak, MB \
-         | ratio |"
+        "| tokens | blocks | batch | ms a step | of it AdamW | GFLOP/s before | parameters | must be \
+         kept, MB | peak, MB | ratio |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     for (Shape { tokens, blocks, batch }, figures) in shapes {
         println!(
-            "| {tokens} | {blocks} | {batch} | {:.2} | {:.0} | {} | {:.1} | {:.1} | {:.2} |",
+            "| {tokens} | {blocks} | {batch} | {:.2} | {:.2} | {:.0} | {} | {:.1} | {:.1} | {:.2} |",
             figures.milliseconds,
-            figures.megaflops / figures.milliseconds,
+            figures.update,
+            figures.megaflops / (figures.milliseconds - figures.update),
             figures.parameters,
             figures.kept / 1e6,
             figures.peak / 1e6,
@@ -259,12 +271,15 @@ fn main() -> Result<()> {
         .zip(measured)
         .map(|(shape, rounds)| {
             let median = |of: fn(&Figures) -> f64| median(rounds.iter().map(of).collect());
-            let (milliseconds, peak) = (median(|f| f.milliseconds), median(|f| f.peak));
-            (shape, Figures { milliseconds, peak, ..rounds[0] })
+            let (milliseconds, update) = (median(|f| f.milliseconds), median(|f| f.update));
+            (shape, Figures { milliseconds, update, peak: median(|f| f.peak), ..rounds[0] })
         })
         .collect();
 
-    println!("Width {WIDTH}, {HEADS} heads, tokens of {LENGTH} values, one thread.");
+    println!(
+        "Width {WIDTH}, {HEADS} heads, tokens `Units` of networks with {INPUTS} inputs and {OUTPUTS} \
+         outputs, one thread."
+    );
     let (batches, rest) = all.split_at(batches.len());
     let (blocks, tokens) = rest.split_at(blocks.len());
     let time = |x: fn(Shape) -> usize, table: &[(Shape, Figures)]| -> Vec<(f64, f64)> {
@@ -274,6 +289,8 @@ fn main() -> Result<()> {
     print_line("sample", &time(|shape| shape.batch, batches));
     print("Blocks:", blocks);
     print_line("block", &time(|shape| shape.blocks, blocks));
-    print("Tokens, as many rows in each step:", tokens);
+    print("Tokens, as many of them in each step:", tokens);
+    // The time of the products of attention grows so; without them it would stay.
+    print_line("token", &time(|shape| shape.tokens, tokens));
     Ok(())
 }

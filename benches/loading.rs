@@ -65,12 +65,13 @@ impl Drawing {
         })
     }
 
-    fn pairs(&mut self) {
+    fn pairs(&mut self) -> Result<()> {
         self.pairs.fill(self.step, &mut self.batch);
         self.step += 1;
+        Ok(())
     }
 
-    fn noise(&mut self) {
+    fn noise(&mut self) -> Result<()> {
         let size = self.noise.len();
         let ends = self.batch.end.chunks_exact(size);
         for (clean, noised) in ends.zip(self.noised.chunks_exact_mut(size)) {
@@ -78,6 +79,7 @@ impl Drawing {
             self.noise.fill_with(|| self.rng.sample(StandardNormal));
             self.schedule.q_sample(t, clean, &self.noise, noised);
         }
+        Ok(())
     }
 }
 
@@ -142,8 +144,8 @@ fn main() -> Result<()> {
         trainer.step()?;
         let [mut pairs, mut noise, mut steps] = [const { Vec::new() }; 3];
         for _ in 0..ROUNDS {
-            pairs.push(time(BATCHES, || Ok(drawing.pairs()))?);
-            noise.push(time(BATCHES, || Ok(drawing.noise()))?);
+            pairs.push(time(BATCHES, || drawing.pairs())?);
+            noise.push(time(BATCHES, || drawing.noise())?);
             steps.push(time(STEPS, || Ok(trainer.step().map(drop)?))?);
         }
         let [pairs, noise, step] = [pairs, noise, steps].map(median);
