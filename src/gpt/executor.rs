@@ -195,6 +195,12 @@ impl<F: Float> Executor<F> {
         &self.threads
     }
 
+    /// Most samples that each thread takes through the network at once: memory grows with
+    /// them, not with the batch.
+    pub fn samples_per_pass(&self) -> usize {
+        self.arena.samples
+    }
+
     /// Output of the network: decoded tokens plus starting parameters.
     ///
     /// # Shapes
