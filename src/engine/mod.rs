@@ -17,7 +17,7 @@ mod ops;
 mod optimize;
 mod threads;
 
-pub(crate) use cpu::linear;
+pub(crate) use cpu::{exp_negative, linear};
 pub use device::{devices, Device, DeviceError, DeviceReport, Math};
 pub use float::Float;
 pub(crate) use ops::{AttentionShape, EdgeShape, EdgeSlots, LayerNorm, Linear, Ops, Slot, Write};

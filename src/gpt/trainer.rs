@@ -408,14 +408,15 @@ impl Trainer {
         if let Runner::Device(_) = self.runner {
             return self.step_on_device(settings, average_decay);
         }
-        self.batch.draw((step, step), &mut self.pairs, &self.schedule, self.config.seed);
-        let penalty = penalty(&self.behavior, &self.config, self.statistics.scale(), &self.batch)?;
-        let target = target(self.model.config().prediction, &self.batch, &penalty);
         #[cfg_attr(not(feature = "cuda"), allow(irrefutable_let_patterns))]
         let Runner::Cpu { executor, gradient } = &mut self.runner
         else {
             unreachable!("the device has taken the step")
         };
+        let (batch, pairs, schedule) = (&mut self.batch, &mut self.pairs, &self.schedule);
+        executor.threads().install(|| batch.draw((step, step), pairs, schedule, self.config.seed));
+        let penalty = penalty(&self.behavior, &self.config, self.statistics.scale(), &self.batch)?;
+        let target = target(self.model.config().prediction, &self.batch, &penalty);
         let loss = executor.loss_and_gradient(
             &self.state.parameters,
             &self.batch.inputs(),

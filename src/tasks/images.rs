@@ -2,6 +2,8 @@
 //!
 //! Shape letters: `N` images, `I` values of an image, `C` classes.
 
+use crate::engine::exp_negative;
+
 /// Images of one split, standardised.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Images {
@@ -78,14 +80,22 @@ impl Images {
     /// If there are not as many rows as images.
     pub fn score(&self, logits: &[f32], classes: usize) -> Score {
         assert_eq!(logits.len(), self.len() * classes, "one row of {classes} logits an image");
+        let answers: Vec<usize> = logits.chunks_exact(classes).map(answer).collect();
+        let mut terms = logits.to_vec();
+        for (terms, &answer) in terms.chunks_exact_mut(classes).zip(&answers) {
+            let best = terms[answer];
+            terms.iter_mut().for_each(|term| *term -= best);
+        }
+        exp_negative(&mut terms);
         let (mut loss, mut wrong) = (0.0f64, 0usize);
-        for (logits, &label) in logits.chunks_exact(classes).zip(&self.labels) {
-            let answer = answer(logits);
+        let rows = logits.chunks_exact(classes).zip(terms.chunks_exact(classes));
+        for ((logits, terms), (&answer, &label)) in rows.zip(answers.iter().zip(&self.labels)) {
             let best = logits[answer];
-            let sum: f32 = logits.iter().map(|logit| (logit - best).exp()).sum();
-            loss += f64::from(sum.ln() + best - logits[label]);
             // A network that is not a number answers nothing.
-            wrong += usize::from(answer != label || !sum.is_finite());
+            let known = best.is_finite() && !logits.iter().any(|logit| logit.is_nan());
+            let sum = if known { terms.iter().sum() } else { f32::NAN };
+            loss += f64::from(sum.ln() + best - logits[label]);
+            wrong += usize::from(answer != label || !known);
         }
         let count = self.len() as f64;
         Score { loss: loss / count, error: 100.0 * wrong as f64 / count }
@@ -110,9 +120,11 @@ mod tests {
     #[test]
     fn logits_that_are_not_numbers_are_wrong_about_everything() {
         let images = Images::new(vec![1.0, -1.0], vec![0, 1], [1, 1, 1]);
-        let score = images.score(&[f32::NAN; 4], 2);
-        assert!(score.loss.is_nan());
-        assert_eq!(score.error, 100.0);
+        for logits in [[f32::NAN; 4], [1.0, f32::NAN, f32::NAN, 2.0], [f32::INFINITY; 4]] {
+            let score = images.score(&logits, 2);
+            assert!(score.loss.is_nan());
+            assert_eq!(score.error, 100.0);
+        }
     }
 
     #[test]

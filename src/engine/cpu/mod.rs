@@ -10,6 +10,7 @@
 mod attention;
 mod columns;
 mod edges;
+mod exponential;
 mod gelu;
 mod layer_norm;
 mod loss;
@@ -19,6 +20,7 @@ mod packed;
 mod tokens;
 
 pub(crate) use attention::scratch_len;
+pub(crate) use exponential::exp_negative;
 pub(crate) use matmul::linear;
 pub(crate) use optimizer::{AdamStep, SumOfSquares};
 pub(crate) use packed::{PackedParameters, Panels};

@@ -37,7 +37,7 @@ impl<F: Float> PackedParameters<F> {
         let mut end = parameters.len().next_multiple_of(LANES);
         let place = |layer: &Linear| {
             let len = panels_len(layer.inputs, layer.outputs);
-            if layer.weight % LANES == 0 && len == layer.inputs * layer.outputs {
+            if layer.weight.is_multiple_of(LANES) && len == layer.inputs * layer.outputs {
                 return (layer.weight, layer.weight);
             }
             end += len;
