@@ -211,6 +211,17 @@ enum Runner {
     Device(Box<device::OnDevice>),
 }
 
+impl Runner {
+    /// Work of the host on the training's own threads, or, beside a device, on all.
+    fn install(&self, work: impl FnOnce() + Send) {
+        match self {
+            Self::Cpu { executor, .. } => executor.threads().install(work),
+            #[cfg(feature = "cuda")]
+            Self::Device(_) => work(),
+        }
+    }
+}
+
 impl Trainer {
     /// A training from a fresh initialisation, on `threads` threads.
     ///
@@ -408,13 +419,13 @@ impl Trainer {
         if let Runner::Device(_) = self.runner {
             return self.step_on_device(settings, average_decay);
         }
+        let (batch, pairs, schedule) = (&mut self.batch, &mut self.pairs, &self.schedule);
+        self.runner.install(|| batch.draw((step, step), pairs, schedule, self.config.seed));
         #[cfg_attr(not(feature = "cuda"), allow(irrefutable_let_patterns))]
         let Runner::Cpu { executor, gradient } = &mut self.runner
         else {
             unreachable!("the device has taken the step")
         };
-        let (batch, pairs, schedule) = (&mut self.batch, &mut self.pairs, &self.schedule);
-        executor.threads().install(|| batch.draw((step, step), pairs, schedule, self.config.seed));
         let penalty = penalty(&self.behavior, &self.config, self.statistics.scale(), &self.batch)?;
         let target = target(self.model.config().prediction, &self.batch, &penalty);
         let loss = executor.loss_and_gradient(
@@ -457,7 +468,8 @@ impl Trainer {
         let mut total = 0.0;
         for index in 0..batches {
             let streams = (index, u64::MAX - index);
-            self.batch.draw(streams, &mut pairs, &self.schedule, self.config.seed);
+            let (batch, pairs, schedule) = (&mut self.batch, &mut pairs, &self.schedule);
+            self.runner.install(|| batch.draw(streams, pairs, schedule, self.config.seed));
             let inputs = self.batch.inputs();
             match &mut self.runner {
                 Runner::Cpu { executor, .. } => {

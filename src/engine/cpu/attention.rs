@@ -5,8 +5,9 @@
 //! `dQ = dS K / sqrt(head size)`, `dK = dSᵀ Q / sqrt(head size)`.
 //!
 //! The rows of a head lie far apart, often at addresses that share a place in the cache: they
-//! are copied side by side first. `S`, `P` and their gradients lie transposed, keys by padded queries: so a lane belongs to
-//! a query, and the sums of a softmax go from vector to vector, not through a vector.
+//! are copied side by side first. `S`, `P` and their gradients lie transposed, keys by padded
+//! queries: so a lane belongs to a query, and the sums of a softmax go from vector to vector, not
+//! through a vector.
 //!
 //! # Source
 //! Vaswani et al. 2017, arXiv:1706.03762.
@@ -182,8 +183,8 @@ impl<F: Float> Backward<'_, F> {
             let p = &probabilities[at..][..tokens * lanes];
             let dout = &dout[shape.out(sample, head)..];
             let dout = shape.rows(dout, shape.out_stride(), queries, own_dout);
-            multiply(&mut *ds, lanes, value, dout.transposed(), scratch);
-            simd(SoftmaxBackward { scale: shape.scale(), queries, lanes, p, dp: &mut *ds });
+            multiply(ds, lanes, value, dout.transposed(), scratch);
+            simd(SoftmaxBackward { scale: shape.scale(), queries, lanes, p, dp: ds });
 
             let ds = Matrix::strided(ds, tokens, queries, lanes);
             let p = Matrix::strided(p, tokens, queries, lanes);

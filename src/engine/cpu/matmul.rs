@@ -160,7 +160,7 @@ fn scratch_len(inner: usize, columns: usize) -> usize {
 }
 
 /// Values of scratch memory for any product.
-pub(crate) const SCRATCH: usize = DEPTH * (COLUMNS + ROWS / TILE * PACKED_TILE);
+pub(super) const SCRATCH: usize = DEPTH * (COLUMNS + ROWS / TILE * PACKED_TILE);
 
 impl<F: Float> WithSimd for Product<'_, F> {
     type Output = ();
