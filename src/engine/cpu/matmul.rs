@@ -1,10 +1,10 @@
 //! Matrix products `C = A B`, on one thread.
 //!
 //! A block of `B` is copied into panels a few vectors wide, which lie in the order in which
-//! they are read, and stays in the second-level cache while the rows of `A` go past as they
-//! lie. A tile of `C` is summed in registers: for every inner index, each of its rows adds
-//! one value of `A` times the vectors of a panel. A `B` that does not change is copied once:
-//! where `A` has few rows, the copy takes longer than the product.
+//! they are read, and stays in the second-level cache while the rows of `A` go past, mostly
+//! where they lie. A tile of `C` is summed in registers: for every inner index, each of its
+//! rows adds one value of `A` times the vectors of a panel. A `B` that does not change is
+//! copied once: where `A` has few rows, the copy takes longer than the product.
 //!
 //! # Source
 //! Goto and van de Geijn 2008, "Anatomy of high-performance matrix multiplication".
@@ -15,10 +15,12 @@
 mod pack;
 mod tile;
 
+use std::ops::Range;
+
 use pulp::{Simd, WithSimd};
 
 pub(super) use self::pack::{panels_len, Pack};
-use self::tile::{Left, Target};
+use self::tile::Target;
 use super::simd;
 use crate::engine::{Float, Write};
 
@@ -26,17 +28,18 @@ use crate::engine::{Float, Write};
 /// a panel and a value of `A`, with two vectors four of 16.
 const TILE: usize = 6;
 
-/// Values between rows of a tile's values of `A`, where these are copied: a few more than are
-/// read, so that each row is one vector.
-const PACKED_TILE: usize = 8;
+/// Most inner indices and columns of a block of `B`, and most rows of `A` that go past it
+/// before the next: with that depth, both stay in a second-level cache of two megabytes.
+const DEPTH: usize = 1024;
+const COLUMNS: usize = 256;
+const ROWS: usize = 96;
 
-/// Most inner indices of a block: a tile's rows of `A` stay in the first-level cache.
-const DEPTH: usize = 384;
+/// Most inner indices of a tile where `A` lies column by column: their columns lie on that
+/// many pages of memory, of which the processor knows so many by heart.
+const FEWER: usize = 256;
 
-/// Most columns of a block of `B`, and most rows of `A` that go past it before the next: with
-/// that depth, both stay in a second-level cache of two megabytes.
-const COLUMNS: usize = 512;
-const ROWS: usize = 384;
+/// Most bytes from one column of `A` to the next where these are read where they lie: a page.
+const PAGE: usize = 4096;
 
 /// Most rows of `A`, and most values of `B` row by row, that are multiplied where they lie:
 /// copies would take longer than the sums. `B` stays in the first-level cache.
@@ -90,6 +93,13 @@ impl<'a, F> Matrix<'a, F> {
         self.columns
     }
 
+    /// Some rows, and of those some columns.
+    fn part(self, rows: Range<usize>, columns: Range<usize>) -> Self {
+        let [outer, inner] = if self.transposed { [&columns, &rows] } else { [&rows, &columns] };
+        let values = &self.values[outer.start * self.stride + inner.start..];
+        Self { values, rows: rows.len(), columns: columns.len(), ..self }
+    }
+
     /// Rows become columns.
     pub fn transposed(self) -> Self {
         Self { rows: self.columns, columns: self.rows, transposed: !self.transposed, ..self }
@@ -131,6 +141,16 @@ pub(super) enum Start<'a, F> {
     Matrix(&'a [F]),
 }
 
+impl<F> Start<'_, F> {
+    /// What a part of the output is added to, which begins at `place`.
+    fn at(self, place: usize) -> Self {
+        match self {
+            Self::Matrix(values) => Self::Matrix(&values[place..]),
+            other => other,
+        }
+    }
+}
+
 impl<F> From<Write> for Start<'_, F> {
     fn from(write: Write) -> Self {
         match write {
@@ -160,7 +180,7 @@ fn scratch_len(inner: usize, columns: usize) -> usize {
 }
 
 /// Values of scratch memory for any product.
-pub(super) const SCRATCH: usize = DEPTH * (COLUMNS + ROWS / TILE * PACKED_TILE);
+pub(super) const SCRATCH: usize = DEPTH * COLUMNS + FEWER * ROWS;
 
 impl<F: Float> WithSimd for Product<'_, F> {
     type Output = ();
@@ -204,7 +224,8 @@ impl<F: Float> Product<'_, F> {
         let depth = equal_parts(inner, DEPTH).next_multiple_of(STEP);
         let height = equal_parts(a.rows, ROWS).next_multiple_of(TILE);
         let copied = if matches!(b, Right::Matrix(_)) { scratch_len(inner, columns) } else { 0 };
-        let (block, packed) = scratch.split_at_mut(copied);
+        let (block, copy) = scratch.split_at_mut(copied);
+        let in_place = TILE..=PAGE / size_of::<F>();
         for column in (0..columns).step_by(COLUMNS) {
             let end = columns.min(column + COLUMNS);
             for k in (0..inner).step_by(depth) {
@@ -212,41 +233,48 @@ impl<F: Float> Product<'_, F> {
                 if let Right::Matrix(b) = b {
                     pack::panels(simd, &b, [k, column], [deep, end - column], widest, block);
                 }
+                let fewer = if a.transposed { equal_parts(deep, FEWER) } else { deep };
                 for row in (0..a.rows).step_by(height) {
-                    let rows = [row, a.rows.min(row + height)];
-                    if a.transposed {
-                        pack::tiles(&a, [k, deep], rows, packed);
-                    }
-                    let left = Left { a, k, rows, packed };
-                    for first in (column..end).step_by(widest) {
-                        let valid = widest.min(end - first);
-                        let width = valid.next_multiple_of(lanes);
-                        let (panel, ahead) = match b {
-                            Right::Matrix(_) => {
-                                (&block[(first - column) * deep..][..width * deep], &[][..])
+                    let rows = row..a.rows.min(row + height);
+                    for from in (k..k + deep).step_by(fewer) {
+                        let inner = from..(from + fewer).min(k + deep);
+                        let len = inner.len();
+                        let mut a = a.part(rows.clone(), inner);
+                        if a.transposed && !in_place.contains(&a.stride) {
+                            a = pack::columns(a, copy);
+                        }
+                        for first in (column..end).step_by(widest) {
+                            let valid = widest.min(end - first);
+                            let width = valid.next_multiple_of(lanes);
+                            let (panel, ahead) = match b {
+                                Right::Matrix(_) => {
+                                    let panel = (first - column) * deep + (from - k) * width;
+                                    (&block[panel..][..width * len], &[][..])
+                                }
+                                Right::Panels { values, rows, .. } => {
+                                    let panel = &values[first * rows + from * width..][..width * len];
+                                    // The same inner indices of the next panel, mostly.
+                                    let next = (first + width) * rows + from * width;
+                                    let next = values.get(next..).unwrap_or_default();
+                                    (panel, &next[..next.len().min(panel.len())])
+                                }
+                            };
+                            let place = row * stride;
+                            let target = Target {
+                                out: &mut out[place..],
+                                stride,
+                                start: if from == 0 { start.at(place) } else { Start::Output },
+                                bias: bias.filter(|_| from == 0).map(|b| &b[first..][..valid]),
+                                first,
+                                valid,
+                            };
+                            match width / lanes {
+                                1 => tile::tiles::<F, S, 1>(simd, a, panel, ahead, target),
+                                2 => tile::tiles::<F, S, 2>(simd, a, panel, ahead, target),
+                                3 if N == 4 => tile::tiles::<F, S, 3>(simd, a, panel, ahead, target),
+                                _ if N == 4 => tile::tiles::<F, S, 4>(simd, a, panel, ahead, target),
+                                more => unreachable!("a panel of {more} vectors"),
                             }
-                            Right::Panels { values, .. } => {
-                                let panel = &values[first * inner + k * width..][..width * deep];
-                                // The same inner indices of the next panel, mostly.
-                                let next = (first + width) * inner + k * width;
-                                let next = values.get(next..).unwrap_or_default();
-                                (panel, &next[..next.len().min(panel.len())])
-                            }
-                        };
-                        let target = Target {
-                            out: &mut *out,
-                            stride,
-                            start: if k == 0 { start } else { Start::Output },
-                            bias: bias.filter(|_| k == 0).map(|bias| &bias[first..][..valid]),
-                            first,
-                            valid,
-                        };
-                        match width / lanes {
-                            1 => tile::tiles::<F, S, 1>(simd, left, panel, ahead, target),
-                            2 => tile::tiles::<F, S, 2>(simd, left, panel, ahead, target),
-                            3 if N == 4 => tile::tiles::<F, S, 3>(simd, left, panel, ahead, target),
-                            _ if N == 4 => tile::tiles::<F, S, 4>(simd, left, panel, ahead, target),
-                            more => unreachable!("a panel of {more} vectors"),
                         }
                     }
                 }

@@ -2,7 +2,7 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::{vectors, Matrix, PACKED_TILE, STEP, TILE};
+use super::{vectors, Matrix, ROWS, STEP};
 use crate::engine::cpu::padded;
 use crate::engine::Float;
 
@@ -119,28 +119,16 @@ fn transposed<F: Float>(mut rows: [[F; STEP]; STEP]) -> [[F; STEP]; STEP] {
     rows
 }
 
-/// Copies columns from `k` of rows of a matrix that lies column by column: tile after tile,
-/// and in each the columns, with rows of the next tile or of nothing below.
+/// A copy of a matrix that lies column by column, its columns close to each other.
 #[inline(always)]
-pub(super) fn tiles<F: Float>(
-    a: &Matrix<'_, F>,
-    [k, deep]: [usize; 2],
-    [first, end]: [usize; 2],
-    packed: &mut [F],
-) {
-    // Not all of a tile at once: columns may lie far apart, and each holds rows of many tiles.
-    for from in (0..deep).step_by(STEP) {
-        let some = from..deep.min(from + STEP);
-        let tiles = packed.chunks_exact_mut(PACKED_TILE * deep);
-        for (top, tile) in (first..end).step_by(TILE).zip(tiles) {
-            let tile = &mut tile.as_chunks_mut::<PACKED_TILE>().0[some.clone()];
-            for (k, to) in (k + from..).zip(tile) {
-                let rows = &a.values[k * a.stride + top..];
-                match rows.first_chunk() {
-                    Some(rows) => *to = *rows,
-                    None => to[..rows.len()].copy_from_slice(rows),
-                }
-            }
+pub(super) fn columns<'a, F: Float>(a: Matrix<'_, F>, copy: &'a mut [F]) -> Matrix<'a, F> {
+    for (column, to) in copy.as_chunks_mut::<ROWS>().0[..a.columns].iter_mut().enumerate() {
+        let values = &a.values[column * a.stride..];
+        match values.first_chunk() {
+            // Beyond the last row, too: a constant length is copied faster.
+            Some(values) => *to = *values,
+            None => to[..a.rows].copy_from_slice(&values[..a.rows]),
         }
     }
+    Matrix { values: copy, stride: ROWS, ..a }
 }

@@ -4,18 +4,8 @@ use std::ops::Range;
 
 use pulp::Simd;
 
-use super::{equal_parts, Matrix, Start, PACKED_TILE, STEP, TILE};
+use super::{equal_parts, Matrix, Start, STEP, TILE};
 use crate::engine::Float;
-
-/// Some rows of `A`, and inner indices from `k` on.
-#[derive(Clone, Copy)]
-pub(super) struct Left<'a, F> {
-    pub a: Matrix<'a, F>,
-    pub k: usize,
-    pub rows: [usize; 2],
-    /// Where `A` lies column by column: a copy, tile by tile.
-    pub packed: &'a [F],
-}
 
 /// Columns of `C` that a panel gives.
 pub(super) struct Target<'a, F> {
@@ -29,31 +19,25 @@ pub(super) struct Target<'a, F> {
     pub valid: usize,
 }
 
-/// Rows of `A` times a panel. Meanwhile what is read `ahead` comes to the cache.
+/// `A` times a panel. Meanwhile what is read `ahead` comes to the cache.
 #[inline(always)]
 pub(super) fn tiles<F: Float, S: Simd, const N: usize>(
     simd: S,
-    left: Left<'_, F>,
+    a: Matrix<'_, F>,
     panel: &[F],
     ahead: &[F],
-    mut target: Target<'_, F>,
+    target: Target<'_, F>,
 ) {
-    let Left { a, rows: [first, end], packed, .. } = left;
     let panel = F::as_lanes::<S>(panel).as_chunks::<N>().0;
-    if !a.transposed {
-        // Few rows are shared among tiles of the same height.
-        return match equal_parts(end - first, TILE) {
-            1 => by_rows::<F, S, N, 1>(simd, left, panel, ahead, target),
-            2..=4 => by_rows::<F, S, N, 4>(simd, left, panel, ahead, target),
-            5 => by_rows::<F, S, N, 5>(simd, left, panel, ahead, target),
-            _ => by_rows::<F, S, N, TILE>(simd, left, panel, ahead, target),
-        };
+    if a.transposed {
+        return by_columns::<F, S, N>(simd, a, panel, target);
     }
-    let mut sums = [[F::splat(simd, F::zero()); N]; TILE];
-    let columns = packed.chunks_exact(PACKED_TILE * panel.len());
-    for (top, columns) in (first..end).step_by(TILE).zip(columns) {
-        tile(simd, ByColumns(columns.as_chunks().0), panel, &[], &mut sums);
-        store(simd, &sums, [top, TILE.min(end - top)], &mut target);
+    // Few rows are shared among tiles of the same height.
+    match equal_parts(a.rows, TILE) {
+        1 => by_rows::<F, S, N, 1>(simd, a, panel, ahead, target),
+        2..=4 => by_rows::<F, S, N, 4>(simd, a, panel, ahead, target),
+        5 => by_rows::<F, S, N, 5>(simd, a, panel, ahead, target),
+        _ => by_rows::<F, S, N, TILE>(simd, a, panel, ahead, target),
     }
 }
 
@@ -102,94 +86,35 @@ fn tiles_in_place<F: Float, S: Simd, const N: usize, const M: usize>(
     }
 }
 
-/// Tiles of `M` rows that lie as such.
+/// Tiles of `M` rows of an `A` that lies row by row.
 #[inline(always)]
 fn by_rows<F: Float, S: Simd, const N: usize, const M: usize>(
     simd: S,
-    left: Left<'_, F>,
+    a: Matrix<'_, F>,
     panel: &[[F::Lanes<S>; N]],
     ahead: &[F],
     mut target: Target<'_, F>,
 ) {
-    let Left { a, k, rows: [first, end], .. } = left;
     let mut sums = [[F::splat(simd, F::zero()); N]; M];
-    let share = ahead.len() / (end - first).div_ceil(M);
-    for (i, top) in (first..end).step_by(M).enumerate() {
-        let height = M.min(end - top);
+    let share = ahead.len() / a.rows.div_ceil(M);
+    for (i, top) in (0..a.rows).step_by(M).enumerate() {
+        let height = M.min(a.rows - top);
         let mut rows = [&a.values[..0]; M];
         for i in 0..M {
             // Below the last row comes the last row again: its sums are not stored.
-            let row = top + i.min(height - 1);
-            rows[i] = &a.values[row * a.stride + k..][..panel.len()];
+            rows[i] = &a.values[(top + i.min(height - 1)) * a.stride..][..panel.len()];
         }
-        tile(simd, ByRows(rows), panel, &ahead[i * share..][..share], &mut sums);
+        target.fetch(top, height);
+        row_sums(simd, rows, panel, &ahead[i * share..][..share], &mut sums);
         store(simd, &sums, [top, height], &mut target);
     }
 }
 
-/// The values of `A` that a tile is made from.
-trait Factor<F, const M: usize>: Copy {
-    /// Addresses for whole steps.
-    type Steps: Copy;
-    fn steps(self, count: usize) -> Self::Steps;
-    /// Inner index `step * STEP + k`.
-    fn in_step(steps: Self::Steps, step: usize, k: usize, row: usize) -> F;
-    fn get(self, k: usize, row: usize) -> F;
-}
-
-#[derive(Clone, Copy)]
-struct ByRows<'a, F, const M: usize>([&'a [F]; M]);
-
-impl<'a, F: Copy, const M: usize> Factor<F, M> for ByRows<'a, F, M> {
-    type Steps = [&'a [[F; STEP]]; M];
-
-    #[inline(always)]
-    fn steps(self, count: usize) -> Self::Steps {
-        let mut steps = [&self.0[0].as_chunks::<STEP>().0[..0]; M];
-        for i in 0..M {
-            steps[i] = &self.0[i].as_chunks::<STEP>().0[..count];
-        }
-        steps
-    }
-
-    #[inline(always)]
-    fn in_step(steps: Self::Steps, step: usize, k: usize, row: usize) -> F {
-        steps[row][step][k]
-    }
-
-    #[inline(always)]
-    fn get(self, k: usize, row: usize) -> F {
-        self.0[row][k]
-    }
-}
-
-#[derive(Clone, Copy)]
-struct ByColumns<'a, F>(&'a [[F; PACKED_TILE]]);
-
-impl<'a, F: Copy> Factor<F, TILE> for ByColumns<'a, F> {
-    type Steps = &'a [[[F; PACKED_TILE]; STEP]];
-
-    #[inline(always)]
-    fn steps(self, count: usize) -> Self::Steps {
-        &self.0.as_chunks::<STEP>().0[..count]
-    }
-
-    #[inline(always)]
-    fn in_step(steps: Self::Steps, step: usize, k: usize, row: usize) -> F {
-        steps[step][k][row]
-    }
-
-    #[inline(always)]
-    fn get(self, k: usize, row: usize) -> F {
-        self.0[k][row]
-    }
-}
-
-/// `sums[i] = sum over k of a[i, k] panel[k]`.
+/// `sums[i] = sum over k of rows[i][k] panel[k]`.
 #[inline(always)]
-fn tile<F: Float, S: Simd, const N: usize, const M: usize, A: Factor<F, M>>(
+fn row_sums<F: Float, S: Simd, const N: usize, const M: usize>(
     simd: S,
-    a: A,
+    rows: [&[F]; M],
     panel: &[[F::Lanes<S>; N]],
     ahead: &[F],
     sums: &mut [[F::Lanes<S>; N]; M],
@@ -197,16 +122,19 @@ fn tile<F: Float, S: Simd, const N: usize, const M: usize, A: Factor<F, M>>(
     // A local copy stays in registers.
     let mut local = [[F::splat(simd, F::zero()); N]; M];
     let (steps, rest) = panel.as_chunks::<STEP>();
-    let left = a.steps(steps.len());
+    let mut left = [&rows[0].as_chunks::<STEP>().0[..0]; M];
+    for i in 0..M {
+        left[i] = &rows[i].as_chunks().0[..steps.len()];
+    }
     let (lines, _) = ahead.as_chunks::<STEP>();
     let share = lines.len() / steps.len().max(1);
     for (step, panel) in steps.iter().enumerate() {
         for line in &lines[step * share..][..share] {
-            prefetch(line);
+            fetch(line);
         }
         for k in 0..STEP {
             for i in 0..M {
-                let value = F::splat(simd, A::in_step(left, step, k, i));
+                let value = F::splat(simd, left[i][step][k]);
                 for n in 0..N {
                     local[i][n] = F::fused_lanes(simd, value, panel[k][n], local[i][n]);
                 }
@@ -215,7 +143,7 @@ fn tile<F: Float, S: Simd, const N: usize, const M: usize, A: Factor<F, M>>(
     }
     for (k, panel) in rest.iter().enumerate() {
         for i in 0..M {
-            let value = F::splat(simd, a.get(steps.len() * STEP + k, i));
+            let value = F::splat(simd, rows[i][steps.len() * STEP + k]);
             for n in 0..N {
                 local[i][n] = F::fused_lanes(simd, value, panel[n], local[i][n]);
             }
@@ -224,10 +152,66 @@ fn tile<F: Float, S: Simd, const N: usize, const M: usize, A: Factor<F, M>>(
     *sums = local;
 }
 
-/// Has a line of the second-level cache fetched, where the compiler can ask for that.
+/// Tiles of an `A` that lies column by column.
+#[inline(always)]
+fn by_columns<F: Float, S: Simd, const N: usize>(
+    simd: S,
+    a: Matrix<'_, F>,
+    panel: &[[F::Lanes<S>; N]],
+    mut target: Target<'_, F>,
+) {
+    let mut sums = [[F::splat(simd, F::zero()); N]; TILE];
+    for top in (0..a.rows).step_by(TILE) {
+        let height = TILE.min(a.rows - top);
+        target.fetch(top, height);
+        column_sums(simd, &a.values[top..], a.stride, panel, &mut sums);
+        store(simd, &sums, [top, height], &mut target);
+    }
+}
+
+/// `sums[i] = sum over k of values[k * stride + i] panel[k]`, with a stride of at least a tile.
+#[inline(always)]
+fn column_sums<F: Float, S: Simd, const N: usize>(
+    simd: S,
+    values: &[F],
+    stride: usize,
+    panel: &[[F::Lanes<S>; N]],
+    sums: &mut [[F::Lanes<S>; N]; TILE],
+) {
+    // A tile may reach beyond the last row, but then not beyond the last column.
+    let mut last = [F::zero(); TILE];
+    let rest = &values[(panel.len() - 1) * stride..];
+    let height = rest.len().min(TILE);
+    last[..height].copy_from_slice(&rest[..height]);
+    let mut local = [[F::splat(simd, F::zero()); N]; TILE];
+    for (k, panel) in panel.iter().enumerate() {
+        let column = values[k * stride..].first_chunk().unwrap_or(&last);
+        for i in 0..TILE {
+            let value = F::splat(simd, column[i]);
+            for n in 0..N {
+                local[i][n] = F::fused_lanes(simd, value, panel[n], local[i][n]);
+            }
+        }
+    }
+    *sums = local;
+}
+
+impl<F> Target<'_, F> {
+    /// Has some rows fetched, to be written.
+    #[inline(always)]
+    fn fetch(&self, top: usize, height: usize) {
+        for row in top..top + height {
+            for line in self.out[row * self.stride + self.first..][..self.valid].chunks(STEP) {
+                fetch_to_write(line);
+            }
+        }
+    }
+}
+
+/// Has a cache line fetched to the second-level cache, where the compiler can ask for that.
 #[inline(always)]
 #[allow(unsafe_code)]
-fn prefetch<F>(line: &[F; STEP]) {
+fn fetch<F>(line: &[F; STEP]) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T1};
@@ -236,6 +220,21 @@ fn prefetch<F>(line: &[F; STEP]) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = line;
+}
+
+/// Has the cache line where `values` begin fetched to be written, where the compiler can ask
+/// for that.
+#[inline(always)]
+#[allow(unsafe_code)]
+fn fetch_to_write<F>(values: &[F]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_ET0};
+        // SAFETY: as above; processors that do not know the instruction do nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(values.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
 }
 
 /// Writes the rows of a tile.
