@@ -15,6 +15,7 @@ mod device;
 mod float;
 mod ops;
 mod optimize;
+mod pages;
 mod threads;
 
 pub(crate) use cpu::{exp_negative, linear};
@@ -22,6 +23,7 @@ pub use device::{devices, Device, DeviceError, DeviceReport, Math};
 pub use float::Float;
 pub(crate) use ops::{AttentionShape, EdgeShape, EdgeSlots, LayerNorm, Linear, Ops, Slot, Write};
 pub use optimize::{adamw_ema, global_norm, AdamW, Update};
+pub use pages::{copied, zeros};
 pub use threads::Threads;
 
 /// Why a pass could not run.
@@ -52,8 +54,8 @@ pub enum EngineError {
     /// Packed parameters were asked for, and there are none.
     #[error("no parameters were packed, expected a call of `pack` before")]
     NotPacked,
-    /// The activations do not fit into memory.
-    #[error("cannot allocate {values} activations")]
+    /// Activations, or gradients and moments of parameters, do not fit into memory.
+    #[error("cannot allocate memory for {values} values")]
     Memory {
         /// Values that are needed.
         values: usize,

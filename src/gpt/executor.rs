@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::embedding::embed;
 use super::transformer::{Arena, Training, Transformer};
 use crate::engine::cpu::{scratch_len, AlignedBuffer, Cpu, PackedParameters, Panels};
-use crate::engine::{EngineError, Float, Ops, Threads};
+use crate::engine::{zeros, EngineError, Float, Ops, Threads};
 
 /// What G.pt is given for a batch of networks.
 #[derive(Clone, Copy, Debug)]
@@ -174,7 +174,7 @@ impl<F: Float> Executor<F> {
         let arena = Arena::new(&model, samples, training);
         let worker = |i| {
             let gradient = match training && i > 0 {
-                true => vec![F::zero(); model.num_parameters()],
+                true => zeros(model.num_parameters())?,
                 false => Vec::new(),
             };
             let scratch = AlignedBuffer::new(scratch_len(&arena.attention))?;

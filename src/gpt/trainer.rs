@@ -23,7 +23,9 @@ use super::{
     SamplerConfig, Transformer, Weights, WeightsHeader, DIFFUSION_STEPS,
 };
 use crate::checkpoints::{Dataset, PairConfig, PairSampler, Part, Statistics, StoreError};
-use crate::engine::{adamw_ema, global_norm, AdamW, Device, EngineError, Update};
+use crate::engine::{
+    adamw_ema, copied, global_norm, zeros, AdamW, Device, EngineError, Update,
+};
 use crate::layout::Layout;
 use crate::metric::{Direction, Metric};
 
@@ -251,7 +253,7 @@ impl Trainer {
         let runner = |model: &Arc<Transformer>, from: (&TrainerConfig, &PairSampler)| match device {
             Device::Cpu => Ok(Runner::Cpu {
                 executor: Executor::for_training(model.clone(), from.0.batch, threads)?.into(),
-                gradient: vec![0.0; model.num_parameters()],
+                gradient: zeros(model.num_parameters())?,
             }),
             #[cfg(feature = "cuda")]
             Device::Cuda { index, math } => {
@@ -292,13 +294,12 @@ impl Trainer {
         let pairs = PairSampler::new(dataset.clone(), Part::Train, pairs)?;
         let runner = runner(&model, (&config, &pairs))?;
         let parameters: Vec<f32> = model.initialize(config.seed);
-        let zeros = vec![0.0; parameters.len()];
         let state = State {
             step: 0,
-            average: parameters.clone(),
-            first_moment: zeros.clone(),
-            second_moment: zeros,
-            parameters,
+            average: copied(&parameters)?,
+            first_moment: zeros(parameters.len())?,
+            second_moment: zeros(parameters.len())?,
+            parameters: copied(&parameters)?,
         };
         let mut trainer = Self {
             schedule: NoiseSchedule::linear(DIFFUSION_STEPS)?,
@@ -590,10 +591,10 @@ impl Trainer {
         let shape = [self.state.parameters.len()];
         self.state = State {
             step: found.step,
-            parameters: contents.tensor("parameters", &shape)?,
-            first_moment: contents.tensor("first_moment", &shape)?,
-            second_moment: contents.tensor("second_moment", &shape)?,
-            average: contents.tensor("average", &shape)?,
+            parameters: copied(&contents.tensor("parameters", &shape)?)?,
+            first_moment: copied(&contents.tensor("first_moment", &shape)?)?,
+            second_moment: copied(&contents.tensor("second_moment", &shape)?)?,
+            average: copied(&contents.tensor("average", &shape)?)?,
         };
         self.send_state()
     }

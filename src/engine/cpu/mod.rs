@@ -29,7 +29,8 @@ use std::ops::Range;
 
 use self::matmul::{Matrix, Product, Start};
 use super::{
-    AttentionShape, EdgeShape, EdgeSlots, EngineError, Float, LayerNorm, Linear, Ops, Slot, Write,
+    zeros, AttentionShape, EdgeShape, EdgeSlots, EngineError, Float, LayerNorm, Linear, Ops, Slot,
+    Write,
 };
 
 /// Values that a lane loop treats at once: one AVX-512 register of `f32`.
@@ -52,10 +53,7 @@ impl<F: Float> AlignedBuffer<F> {
     /// # Errors
     /// If there is not enough memory.
     pub fn new(len: usize) -> Result<Self, EngineError> {
-        let mut values = Vec::new();
-        let total = len.saturating_add(LANES);
-        values.try_reserve_exact(total).map_err(|_| EngineError::Memory { values: len })?;
-        values.resize(total, F::zero());
+        let values: Vec<F> = zeros(len.saturating_add(LANES))?;
         // The buffer never grows, so its values stay where they are.
         let start = values.as_ptr().align_offset(64).min(LANES);
         Ok(Self { values, start, len })

@@ -16,7 +16,7 @@ use dfdx::nn::BuildOnDevice;
 use dfdx::optim::Optimizer;
 use dfdx::prelude::DeviceBuildExt;
 use dfdx::tensor::{Cpu, Gradients};
-use lopt::engine::{adamw_ema, global_norm, AdamW, Update};
+use lopt::engine::{adamw_ema, copied, global_norm, zeros, AdamW, Update};
 use lopt::gpt::{clip_scale, Executor, GptConfig, Inputs, Target, Weights};
 use lopt::network::unflatten;
 use lopt::tasks::digits::DigitsMlp;
@@ -137,13 +137,13 @@ impl Engine for Lopt {
     fn new(problem: &Problem, what: What, threads: usize) -> anyhow::Result<Self> {
         let Configuration { model, weights, .. } = Configuration::named(&problem.description.name)?;
         let samples = what.batch(problem.description.batch);
-        let mut parameters = vec![0.0; model.num_parameters()];
+        let mut parameters = zeros(model.num_parameters())?;
         for spec in model.parameters() {
             parameters[spec.range()].copy_from_slice(&problem.floats(&spec.name)?);
         }
         let (model, batch) = (Arc::new(model), Batch::new(problem, samples)?);
         let trains = what == What::TrainStep;
-        let state = || vec![0.0; if trains { parameters.len() } else { 0 }];
+        let state = || zeros(if trains { parameters.len() } else { 0 });
         let updates = weights.filter(|_| what == What::Update);
         let executor = if trains {
             Executor::for_training(model.clone(), samples, threads)?
@@ -161,10 +161,10 @@ impl Engine for Lopt {
             training: problem.description.training.clone(),
             step: 0,
             decayed: model.decayed(),
-            gradient: state(),
-            first: state(),
-            second: state(),
-            average: if trains { parameters.clone() } else { Vec::new() },
+            gradient: state()?,
+            first: state()?,
+            second: state()?,
+            average: if trains { copied(&parameters)? } else { Vec::new() },
             parameters,
         })
     }
