@@ -15,7 +15,7 @@
 use pulp::{Simd, WithSimd};
 
 use super::matmul::{Matrix, Product, Start, SCRATCH};
-use super::{padded, simd, LANES};
+use super::{fetch, padded, simd, LANES};
 use crate::engine::{AttentionShape, Float};
 
 /// Sizes of one attention layer.
@@ -97,6 +97,36 @@ impl Shape {
         Matrix::new(to, rows, self.size)
     }
 
+    /// Has the keys, queries and values of the head after this one fetched.
+    fn fetch_next<F>(&self, qkv: &[F], sample: usize, head: usize) {
+        let Some((sample, head)) = self.next(sample, head) else { return };
+        let stride = 3 * self.samples * self.width;
+        for (part, rows) in self.parts() {
+            self.each_row(&qkv[self.part(sample, head, part)..], stride, rows, fetch::to_read);
+        }
+    }
+
+    /// The head after this one, and its sample.
+    fn next(&self, sample: usize, head: usize) -> Option<(usize, usize)> {
+        match (sample + 1 < self.samples, head + 1 < self.heads) {
+            (_, true) => Some((sample, head + 1)),
+            (true, false) => Some((sample + 1, 0)),
+            (false, false) => None,
+        }
+    }
+
+    /// The parts of a row, and how many tokens have them.
+    fn parts(&self) -> [(Part, usize); 3] {
+        [(Part::Key, self.tokens), (Part::Query, self.queries), (Part::Value, self.tokens)]
+    }
+
+    /// Rows of a head that begin every `stride` values.
+    fn each_row<F>(&self, from: &[F], stride: usize, rows: usize, mut visit: impl FnMut(&[F])) {
+        for row in from.chunks(stride).take(rows) {
+            visit(&row[..self.size]);
+        }
+    }
+
     /// Values of all tokens of a head.
     fn head_len(&self) -> usize {
         self.tokens * self.size
@@ -149,6 +179,7 @@ impl<F: Float> Forward<'_, F> {
         let (scratch, own) = scratch.split_at_mut(SCRATCH);
         for (sample, head, at) in shape.heads() {
             let [key, query, value] = shape.copied(qkv, sample, head, own);
+            shape.fetch_next(qkv, sample, head);
             let p = &mut probabilities[at..][..tokens * lanes];
             multiply(p, lanes, key, query.transposed(), scratch);
             simd(Softmax { scale: shape.scale(), lanes, scores: p });
@@ -181,8 +212,18 @@ impl<F: Float> Backward<'_, F> {
         for (sample, head, at) in shape.heads() {
             let [key, query, value] = shape.copied(qkv, sample, head, own);
             let p = &probabilities[at..][..tokens * lanes];
+            let all_dout = dout;
             let dout = &dout[shape.out(sample, head)..];
             let dout = shape.rows(dout, shape.out_stride(), queries, own_dout);
+            shape.fetch_next(qkv, sample, head);
+            if let Some((sample, head)) = shape.next(sample, head) {
+                let next = &all_dout[shape.out(sample, head)..];
+                shape.each_row(next, shape.out_stride(), queries, fetch::to_read);
+            }
+            for (part, rows) in shape.parts() {
+                let dpart = &dqkv[shape.part(sample, head, part)..];
+                shape.each_row(dpart, stride, rows, fetch::to_write);
+            }
             multiply(ds, lanes, value, dout.transposed(), scratch);
             simd(SoftmaxBackward { scale: shape.scale(), queries, lanes, p, dp: ds });
 

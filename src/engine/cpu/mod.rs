@@ -11,6 +11,7 @@ mod attention;
 mod columns;
 mod edges;
 mod exponential;
+mod fetch;
 mod gelu;
 mod layer_norm;
 mod loss;

@@ -5,6 +5,7 @@ use std::ops::Range;
 use pulp::Simd;
 
 use super::{equal_parts, Matrix, Start, STEP, TILE};
+use crate::engine::cpu::fetch;
 use crate::engine::Float;
 
 /// Columns of `C` that a panel gives.
@@ -129,9 +130,7 @@ fn row_sums<F: Float, S: Simd, const N: usize, const M: usize>(
     let (lines, _) = ahead.as_chunks::<STEP>();
     let share = lines.len() / steps.len().max(1);
     for (step, panel) in steps.iter().enumerate() {
-        for line in &lines[step * share..][..share] {
-            fetch(line);
-        }
+        fetch::to_read(lines[step * share..][..share].as_flattened());
         for k in 0..STEP {
             for i in 0..M {
                 let value = F::splat(simd, left[i][step][k]);
@@ -201,40 +200,9 @@ impl<F> Target<'_, F> {
     #[inline(always)]
     fn fetch(&self, top: usize, height: usize) {
         for row in top..top + height {
-            for line in self.out[row * self.stride + self.first..][..self.valid].chunks(STEP) {
-                fetch_to_write(line);
-            }
+            fetch::to_write(&self.out[row * self.stride + self.first..][..self.valid]);
         }
     }
-}
-
-/// Has a cache line fetched to the second-level cache, where the compiler can ask for that.
-#[inline(always)]
-#[allow(unsafe_code)]
-fn fetch<F>(line: &[F; STEP]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T1};
-        // SAFETY: the instruction is part of every x86-64, and changes nothing but caches.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = line;
-}
-
-/// Has the cache line where `values` begin fetched to be written, where the compiler can ask
-/// for that.
-#[inline(always)]
-#[allow(unsafe_code)]
-fn fetch_to_write<F>(values: &[F]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_ET0};
-        // SAFETY: as above; processors that do not know the instruction do nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>(values.as_ptr().cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = values;
 }
 
 /// Writes the rows of a tile.
