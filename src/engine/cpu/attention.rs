@@ -102,7 +102,7 @@ impl Shape {
         let Some((sample, head)) = self.next(sample, head) else { return };
         let stride = 3 * self.samples * self.width;
         for (part, rows) in self.parts() {
-            self.each_row(&qkv[self.part(sample, head, part)..], stride, rows, fetch::to_read);
+            self.each_row(&qkv[self.part(sample, head, part)..], stride, rows, fetch::row);
         }
     }
 
@@ -218,11 +218,11 @@ impl<F: Float> Backward<'_, F> {
             shape.fetch_next(qkv, sample, head);
             if let Some((sample, head)) = shape.next(sample, head) {
                 let next = &all_dout[shape.out(sample, head)..];
-                shape.each_row(next, shape.out_stride(), queries, fetch::to_read);
+                shape.each_row(next, shape.out_stride(), queries, fetch::row);
             }
             for (part, rows) in shape.parts() {
                 let dpart = &dqkv[shape.part(sample, head, part)..];
-                shape.each_row(dpart, stride, rows, fetch::to_write);
+                shape.each_row(dpart, stride, rows, fetch::row);
             }
             multiply(ds, lanes, value, dout.transposed(), scratch);
             simd(SoftmaxBackward { scale: shape.scale(), queries, lanes, p, dp: ds });

@@ -234,47 +234,56 @@ impl<F: Float> Product<'_, F> {
                     pack::panels(simd, &b, [k, column], [deep, end - column], widest, block);
                 }
                 let fewer = if a.transposed { equal_parts(deep, FEWER) } else { deep };
-                for row in (0..a.rows).step_by(height) {
+                let side_by_side = deep.div_ceil(fewer);
+                let parts = a.rows.div_ceil(height) * side_by_side;
+                let part = |i: usize| {
+                    let (row, from) = (i / side_by_side * height, k + i % side_by_side * fewer);
                     let rows = row..a.rows.min(row + height);
-                    for from in (k..k + deep).step_by(fewer) {
-                        let inner = from..(from + fewer).min(k + deep);
-                        let len = inner.len();
-                        let mut a = a.part(rows.clone(), inner);
-                        if a.transposed && !in_place.contains(&a.stride) {
-                            a = pack::columns(a, copy);
-                        }
-                        for first in (column..end).step_by(widest) {
-                            let valid = widest.min(end - first);
-                            let width = valid.next_multiple_of(lanes);
-                            let (panel, ahead) = match b {
-                                Right::Matrix(_) => {
-                                    let panel = (first - column) * deep + (from - k) * width;
-                                    (&block[panel..][..width * len], &[][..])
-                                }
-                                Right::Panels { values, rows, .. } => {
-                                    let panel = &values[first * rows + from * width..][..width * len];
-                                    // The same inner indices of the next panel, mostly.
-                                    let next = (first + width) * rows + from * width;
-                                    let next = values.get(next..).unwrap_or_default();
-                                    (panel, &next[..next.len().min(panel.len())])
-                                }
-                            };
-                            let place = row * stride;
-                            let target = Target {
-                                out: &mut out[place..],
-                                stride,
-                                start: if from == 0 { start.at(place) } else { Start::Output },
-                                bias: bias.filter(|_| from == 0).map(|b| &b[first..][..valid]),
-                                first,
-                                valid,
-                            };
-                            match width / lanes {
-                                1 => tile::tiles::<F, S, 1>(simd, a, panel, ahead, target),
-                                2 => tile::tiles::<F, S, 2>(simd, a, panel, ahead, target),
-                                3 if N == 4 => tile::tiles::<F, S, 3>(simd, a, panel, ahead, target),
-                                _ if N == 4 => tile::tiles::<F, S, 4>(simd, a, panel, ahead, target),
-                                more => unreachable!("a panel of {more} vectors"),
+                    (row, from, a.part(rows, from..(k + deep).min(from + fewer)))
+                };
+                for i in 0..parts {
+                    let (row, from, mut a) = part(i);
+                    let mut follows = &[][..];
+                    if a.transposed && in_place.contains(&a.stride) {
+                        // What follows in its columns: the rows that come next.
+                        follows = a.values.get(STEP..).unwrap_or_default();
+                    } else if a.transposed {
+                        a = pack::columns(a, copy);
+                    }
+                    for first in (column..end).step_by(widest) {
+                        let valid = widest.min(end - first);
+                        let width = valid.next_multiple_of(lanes);
+                        let len = width * a.columns;
+                        let (panel, ahead) = match b {
+                            Right::Matrix(_) => {
+                                let panel = (first - column) * deep + (from - k) * width;
+                                // In the cache from the first panel on.
+                                let ahead = if first == column { follows } else { &[] };
+                                (&block[panel..][..len], ahead)
                             }
+                            Right::Panels { values, .. } => {
+                                let panel = &values[first * inner + from * width..][..len];
+                                // The same inner indices of the next panel, mostly.
+                                let next = (first + width) * inner + from * width;
+                                let next = values.get(next..).unwrap_or_default();
+                                (panel, &next[..next.len().min(len)])
+                            }
+                        };
+                        let place = row * stride;
+                        let target = Target {
+                            out: &mut out[place..],
+                            stride,
+                            start: if from == 0 { start.at(place) } else { Start::Output },
+                            bias: bias.filter(|_| from == 0).map(|bias| &bias[first..][..valid]),
+                            first,
+                            valid,
+                        };
+                        match width / lanes {
+                            1 => tile::tiles::<F, S, 1>(simd, a, panel, ahead, target),
+                            2 => tile::tiles::<F, S, 2>(simd, a, panel, ahead, target),
+                            3 if N == 4 => tile::tiles::<F, S, 3>(simd, a, panel, ahead, target),
+                            _ if N == 4 => tile::tiles::<F, S, 4>(simd, a, panel, ahead, target),
+                            more => unreachable!("a panel of {more} vectors"),
                         }
                     }
                 }

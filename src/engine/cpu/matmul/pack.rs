@@ -41,19 +41,20 @@ pub(super) fn panels<F: Float, S: Simd>(
     block: &mut [F],
 ) {
     let lanes = F::lanes::<S>();
-    let mut at = 0;
-    for column in (0..columns).step_by(widest) {
-        let valid = widest.min(columns - column);
-        let width = valid.next_multiple_of(lanes);
-        let panel = &mut block[at..][..width * deep];
-        at += panel.len();
-        if b.transposed {
+    if b.transposed {
+        for column in (0..columns).step_by(widest) {
+            let valid = widest.min(columns - column);
+            let width = valid.next_multiple_of(lanes);
             let values = &b.values[(first + column) * b.stride + k..];
-            transpose(values, b.stride, valid, panel, width);
-            continue;
+            transpose(values, b.stride, valid, &mut block[column * deep..][..width * deep], width);
         }
-        for (k, to) in (k..).zip(panel.chunks_exact_mut(width)) {
-            let from = &b.values[k * b.stride + first + column..][..valid];
+        return;
+    }
+    for row in 0..deep {
+        let values = &b.values[(k + row) * b.stride + first..][..columns];
+        for (i, from) in values.chunks(widest).enumerate() {
+            let width = from.len().next_multiple_of(lanes);
+            let to = &mut block[i * widest * deep + row * width..][..width];
             let (whole, to) = (F::as_lanes::<S>(from), F::as_mut_lanes::<S>(to));
             for (to, &from) in to.iter_mut().zip(whole) {
                 *to = from;

@@ -20,7 +20,8 @@ pub(super) struct Target<'a, F> {
     pub valid: usize,
 }
 
-/// `A` times a panel. Meanwhile what is read `ahead` comes to the cache.
+/// `A` times a panel. What is read `ahead` comes to the cache: of an `A` that lies row by row some
+/// other values, of one that lies column by column what follows its values.
 #[inline(always)]
 pub(super) fn tiles<F: Float, S: Simd, const N: usize>(
     simd: S,
@@ -31,7 +32,7 @@ pub(super) fn tiles<F: Float, S: Simd, const N: usize>(
 ) {
     let panel = F::as_lanes::<S>(panel).as_chunks::<N>().0;
     if a.transposed {
-        return by_columns::<F, S, N>(simd, a, panel, target);
+        return by_columns::<F, S, N>(simd, a, panel, ahead, target);
     }
     // Few rows are shared among tiles of the same height.
     match equal_parts(a.rows, TILE) {
@@ -130,7 +131,7 @@ fn row_sums<F: Float, S: Simd, const N: usize, const M: usize>(
     let (lines, _) = ahead.as_chunks::<STEP>();
     let share = lines.len() / steps.len().max(1);
     for (step, panel) in steps.iter().enumerate() {
-        fetch::to_read(lines[step * share..][..share].as_flattened());
+        fetch::row(lines[step * share..][..share].as_flattened());
         for k in 0..STEP {
             for i in 0..M {
                 let value = F::splat(simd, left[i][step][k]);
@@ -157,13 +158,15 @@ fn by_columns<F: Float, S: Simd, const N: usize>(
     simd: S,
     a: Matrix<'_, F>,
     panel: &[[F::Lanes<S>; N]],
+    ahead: &[F],
     mut target: Target<'_, F>,
 ) {
     let mut sums = [[F::splat(simd, F::zero()); N]; TILE];
     for top in (0..a.rows).step_by(TILE) {
         let height = TILE.min(a.rows - top);
         target.fetch(top, height);
-        column_sums(simd, &a.values[top..], a.stride, panel, &mut sums);
+        let ahead = ahead.get(top..).unwrap_or_default();
+        column_sums(simd, &a.values[top..], a.stride, panel, ahead, &mut sums);
         store(simd, &sums, [top, height], &mut target);
     }
 }
@@ -175,6 +178,7 @@ fn column_sums<F: Float, S: Simd, const N: usize>(
     values: &[F],
     stride: usize,
     panel: &[[F::Lanes<S>; N]],
+    ahead: &[F],
     sums: &mut [[F::Lanes<S>; N]; TILE],
 ) {
     // A tile may reach beyond the last row, but then not beyond the last column.
@@ -184,6 +188,9 @@ fn column_sums<F: Float, S: Simd, const N: usize>(
     last[..height].copy_from_slice(&rest[..height]);
     let mut local = [[F::splat(simd, F::zero()); N]; TILE];
     for (k, panel) in panel.iter().enumerate() {
+        if let Some(value) = ahead.get(k * stride) {
+            fetch::line(value);
+        }
         let column = values[k * stride..].first_chunk().unwrap_or(&last);
         for i in 0..TILE {
             let value = F::splat(simd, column[i]);
@@ -196,11 +203,11 @@ fn column_sums<F: Float, S: Simd, const N: usize>(
 }
 
 impl<F> Target<'_, F> {
-    /// Has some rows fetched, to be written.
+    /// Has some rows fetched.
     #[inline(always)]
     fn fetch(&self, top: usize, height: usize) {
         for row in top..top + height {
-            fetch::to_write(&self.out[row * self.stride + self.first..][..self.valid]);
+            fetch::row(&self.out[row * self.stride + self.first..][..self.valid]);
         }
     }
 }
