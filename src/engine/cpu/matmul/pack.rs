@@ -6,6 +6,9 @@ use super::{vectors, Matrix, ROWS, STEP};
 use crate::engine::cpu::padded;
 use crate::engine::Float;
 
+/// Rows and columns that are transposed in registers.
+const QUAD: usize = 4;
+
 /// All of `b` in panels.
 pub(in crate::engine::cpu) struct Pack<'a, F> {
     pub b: Matrix<'a, F>,
@@ -81,13 +84,18 @@ fn transpose<F: Float>(values: &[F], stride: usize, valid: usize, panel: &mut [F
             rows[l] = &row[..squares * STEP].as_chunks::<STEP>().0[..squares];
         }
         for square in 0..squares {
-            let mut values = [[F::zero(); STEP]; STEP];
-            for l in 0..STEP {
-                values[l] = rows[l][square];
-            }
-            values = transposed(values);
-            for i in 0..STEP {
-                panel[(square * STEP + i) * width + j..][..STEP].copy_from_slice(&values[i]);
+            let panel = &mut panel[square * STEP * width + j..];
+            for l in (0..STEP).step_by(QUAD) {
+                for i in (0..STEP).step_by(QUAD) {
+                    let mut quad = [[F::zero(); QUAD]; QUAD];
+                    for q in 0..QUAD {
+                        quad[q] = rows[l + q][square].as_chunks().0[i / QUAD];
+                    }
+                    let quad = transposed(quad);
+                    for q in 0..QUAD {
+                        panel[(i + q) * width + l..][..QUAD].copy_from_slice(&quad[q]);
+                    }
+                }
             }
         }
     }
@@ -101,23 +109,16 @@ fn transpose<F: Float>(values: &[F], stride: usize, valid: usize, panel: &mut [F
     }
 }
 
-/// Rows become columns: the first half of the rows and the second half, pair by pair, are
-/// shuffled into each other like cards, once for every bit of a row's number.
+/// Rows become columns. So few values stay in registers.
 #[inline(always)]
-fn transposed<F: Float>(mut rows: [[F; STEP]; STEP]) -> [[F; STEP]; STEP] {
-    for _ in 0..STEP.ilog2() {
-        let before = rows;
-        for i in 0..STEP / 2 {
-            let (a, b) = (before[i], before[i + STEP / 2]);
-            for l in 0..STEP / 2 {
-                rows[2 * i][2 * l] = a[l];
-                rows[2 * i][2 * l + 1] = b[l];
-                rows[2 * i + 1][2 * l] = a[STEP / 2 + l];
-                rows[2 * i + 1][2 * l + 1] = b[STEP / 2 + l];
-            }
+fn transposed<F: Float>(rows: [[F; QUAD]; QUAD]) -> [[F; QUAD]; QUAD] {
+    let mut columns = rows;
+    for i in 0..QUAD {
+        for l in 0..QUAD {
+            columns[i][l] = rows[l][i];
         }
     }
-    rows
+    columns
 }
 
 /// A copy of a matrix that lies column by column, its columns close to each other.
