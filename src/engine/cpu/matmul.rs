@@ -29,16 +29,15 @@ use crate::engine::{Float, Write};
 const TILE: usize = 6;
 
 /// Most inner indices and columns of a block of `B`, and most rows of `A` that go past it
-/// before the next: with that depth, both stay in a second-level cache of two megabytes.
-const DEPTH: usize = 1024;
-const COLUMNS: usize = 256;
+/// before the next: all of it, and what it is added to, stays in half of a second-level cache
+/// of two megabytes. The other half may be somebody else's.
+const DEPTH: usize = 384;
+const COLUMNS: usize = 384;
 const ROWS: usize = 96;
 
-/// Most inner indices of a tile where `A` lies column by column: their columns lie on that
-/// many pages of memory, of which the processor knows so many by heart.
-const FEWER: usize = 256;
-
-/// Most bytes from one column of `A` to the next where these are read where they lie: a page.
+/// Most inner indices where columns of `A` are read where they lie, and most bytes from one to
+/// the next, a page: a processor knows the places of so many pages by heart.
+const DEPTH_IN_PLACE: usize = 192;
 const PAGE: usize = 4096;
 
 /// Most rows of `A`, and most values of `B` row by row, that are multiplied where they lie:
@@ -180,7 +179,7 @@ fn scratch_len(inner: usize, columns: usize) -> usize {
 }
 
 /// Values of scratch memory for any product.
-pub(super) const SCRATCH: usize = DEPTH * COLUMNS + FEWER * ROWS;
+pub(super) const SCRATCH: usize = DEPTH * (COLUMNS + ROWS);
 
 impl<F: Float> WithSimd for Product<'_, F> {
     type Output = ();
@@ -225,7 +224,7 @@ impl<F: Float> Product<'_, F> {
         let height = equal_parts(a.rows, ROWS).next_multiple_of(TILE);
         let copied = if matches!(b, Right::Matrix(_)) { scratch_len(inner, columns) } else { 0 };
         let (block, copy) = scratch.split_at_mut(copied);
-        let in_place = TILE..=PAGE / size_of::<F>();
+        let in_place = a.transposed && (TILE..=PAGE / size_of::<F>()).contains(&a.stride);
         for column in (0..columns).step_by(COLUMNS) {
             let end = columns.min(column + COLUMNS);
             for k in (0..inner).step_by(depth) {
@@ -233,7 +232,7 @@ impl<F: Float> Product<'_, F> {
                 if let Right::Matrix(b) = b {
                     pack::panels(simd, &b, [k, column], [deep, end - column], widest, block);
                 }
-                let fewer = if a.transposed { equal_parts(deep, FEWER) } else { deep };
+                let fewer = if in_place { equal_parts(deep, DEPTH_IN_PLACE) } else { deep };
                 let side_by_side = deep.div_ceil(fewer);
                 let parts = a.rows.div_ceil(height) * side_by_side;
                 let part = |i: usize| {
@@ -244,7 +243,7 @@ impl<F: Float> Product<'_, F> {
                 for i in 0..parts {
                     let (row, from, mut a) = part(i);
                     let mut follows = &[][..];
-                    if a.transposed && in_place.contains(&a.stride) {
+                    if in_place {
                         // What follows in its columns: the rows that come next.
                         follows = a.values.get(STEP..).unwrap_or_default();
                     } else if a.transposed {
