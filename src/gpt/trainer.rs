@@ -23,9 +23,7 @@ use super::{
     SamplerConfig, Transformer, Weights, WeightsHeader, DIFFUSION_STEPS,
 };
 use crate::checkpoints::{Dataset, PairConfig, PairSampler, Part, Statistics, StoreError};
-use crate::engine::{
-    adamw_ema, copied, global_norm, zeros, AdamW, Device, EngineError, Update,
-};
+use crate::engine::{adamw_ema, copied, global_norm, zeros, AdamW, Device, EngineError, Update};
 use crate::layout::Layout;
 use crate::metric::{Direction, Metric};
 
