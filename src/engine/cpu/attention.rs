@@ -102,7 +102,7 @@ impl Shape {
         let Some((sample, head)) = self.next(sample, head) else { return };
         let stride = 3 * self.samples * self.width;
         for (part, rows) in self.parts() {
-            self.each_row(&qkv[self.part(sample, head, part)..], stride, rows, fetch::row);
+            self.fetch(&qkv[self.part(sample, head, part)..], stride, rows);
         }
     }
 
@@ -120,10 +120,10 @@ impl Shape {
         [(Part::Key, self.tokens), (Part::Query, self.queries), (Part::Value, self.tokens)]
     }
 
-    /// Rows of a head that begin every `stride` values.
-    fn each_row<F>(&self, from: &[F], stride: usize, rows: usize, mut visit: impl FnMut(&[F])) {
+    /// Has rows of a head fetched that begin every `stride` values.
+    fn fetch<F>(&self, from: &[F], stride: usize, rows: usize) {
         for row in from.chunks(stride).take(rows) {
-            visit(&row[..self.size]);
+            fetch::row(&row[..self.size]);
         }
     }
 
@@ -211,19 +211,16 @@ impl<F: Float> Backward<'_, F> {
         let (own_dout, own) = own.split_at_mut(shape.head_len());
         for (sample, head, at) in shape.heads() {
             let [key, query, value] = shape.copied(qkv, sample, head, own);
-            let p = &probabilities[at..][..tokens * lanes];
-            let all_dout = dout;
-            let dout = &dout[shape.out(sample, head)..];
-            let dout = shape.rows(dout, shape.out_stride(), queries, own_dout);
             shape.fetch_next(qkv, sample, head);
             if let Some((sample, head)) = shape.next(sample, head) {
-                let next = &all_dout[shape.out(sample, head)..];
-                shape.each_row(next, shape.out_stride(), queries, fetch::row);
+                shape.fetch(&dout[shape.out(sample, head)..], shape.out_stride(), queries);
             }
             for (part, rows) in shape.parts() {
-                let dpart = &dqkv[shape.part(sample, head, part)..];
-                shape.each_row(dpart, stride, rows, fetch::row);
+                shape.fetch(&dqkv[shape.part(sample, head, part)..], stride, rows);
             }
+            let p = &probabilities[at..][..tokens * lanes];
+            let dout = &dout[shape.out(sample, head)..];
+            let dout = shape.rows(dout, shape.out_stride(), queries, own_dout);
             multiply(ds, lanes, value, dout.transposed(), scratch);
             simd(SoftmaxBackward { scale: shape.scale(), queries, lanes, p, dp: ds });
 

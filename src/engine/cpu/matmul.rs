@@ -392,6 +392,9 @@ mod tests {
             [28, 400, 200],
             [20, 20, 32],
             [9, 33, 112],
+            // Several parts of A, read where they lie, and copied as they lie too far apart.
+            [200, 400, 80],
+            [1100, 200, 70],
         ] {
             products_are_exact::<f32>(shape);
             products_are_exact::<f64>(shape);
