@@ -17,6 +17,7 @@ mod ops;
 mod optimize;
 mod pages;
 mod threads;
+mod transpose;
 
 pub(crate) use cpu::{exp_negative, linear};
 pub use device::{devices, Device, DeviceError, DeviceReport, Math};

@@ -138,8 +138,16 @@ pub(crate) trait Ops {
         dy: Slot,
         dx: Option<(Slot, Write)>,
     );
-    /// `dy *= slope`.
-    fn gelu_backward(&mut self, rows: usize, slope: Slot, dy: Slot);
+    /// Gradients of a layer that reads a GELU, and of what that read: `dx = slope (dy W)`.
+    fn linear_gelu_backward(
+        &mut self,
+        rows: usize,
+        layer: &Linear,
+        x: Slot,
+        slope: Slot,
+        dy: Slot,
+        dx: Slot,
+    );
 
     /// `y = (x - mean) / deviation * scale + shift`; `stats` holds the mean and
     /// one over the deviation of every row.

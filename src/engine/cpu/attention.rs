@@ -14,6 +14,7 @@
 
 use pulp::{Simd, WithSimd};
 
+use super::gelu::Finish;
 use super::matmul::{Matrix, Product, Start, SCRATCH};
 use super::{fetch, padded, simd, LANES};
 use crate::engine::{AttentionShape, Float};
@@ -249,7 +250,8 @@ fn multiply<F: Float>(
     b: Matrix<'_, F>,
     scratch: &mut [F],
 ) {
-    simd(Product { out, stride, start: Start::Nothing, a, b: b.into(), bias: None, scratch });
+    let (start, finish) = (Start::Nothing, Finish::Nothing);
+    simd(Product { out, stride, start, a, b: b.into(), bias: None, finish, scratch });
 }
 
 /// `scores = softmax(scale scores)` over the rows, for every lane by itself.

@@ -1,6 +1,7 @@
 //! Sums and products along the edges of a graph of units, one matrix product
 //! for each sample.
 
+use super::gelu::Finish;
 use super::matmul::{Matrix, Product};
 use super::simd;
 use crate::engine::{EdgeShape, Float, Write};
@@ -26,7 +27,8 @@ fn multiply<F: Float>(
     scratch: &mut [F],
 ) {
     let (stride, start) = (b.columns(), write.into());
-    simd(Product { out, stride, start, a, b: b.into(), bias: None, scratch });
+    let finish = Finish::Nothing;
+    simd(Product { out, stride, start, a, b: b.into(), bias: None, finish, scratch });
 }
 
 /// The factors of an [`EdgeShape`]'s trilinear form: `edges [N, U, V, C]`, `to [U N, R]`,

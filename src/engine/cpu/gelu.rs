@@ -5,97 +5,64 @@
 //! # Source
 //! Hendrycks and Gimpel 2016, arXiv:1606.08415.
 
-use pulp::{Simd, WithSimd};
+use pulp::Simd;
 
 use super::LANES;
 use crate::engine::Float;
 
-/// `y = gelu(y + bias)`.
-pub(super) struct Gelu<'a, F> {
-    pub bias: Option<&'a [F]>,
-    pub width: usize,
-    pub y: &'a mut [F],
+/// What becomes of sums of products, while they are in the first-level cache. Slopes lie as the
+/// sums do.
+pub(super) enum Finish<'a, F> {
+    Nothing,
+    /// `y = gelu(y)`.
+    Gelu,
+    /// The same, and `slope = gelu'(y)`.
+    GeluWithSlope(&'a mut [F]),
+    /// `dy *= slope`: the way back through a GELU.
+    Scale(&'a [F]),
 }
 
-impl<F: Float> WithSimd for Gelu<'_, F> {
-    type Output = ();
+impl<F: Float> Finish<'_, F> {
+    /// Slopes, if there are any.
+    pub fn beside(&self) -> &[F] {
+        match self {
+            Self::Nothing | Self::Gelu => &[],
+            Self::GeluWithSlope(slope) => slope,
+            Self::Scale(slope) => slope,
+        }
+    }
 
+    /// Finishes the values of a row, which begin at `place` of all.
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        for y in self.y.chunks_exact_mut(self.width) {
-            let (y, y_rest) = y.as_chunks_mut::<LANES>();
-            for (i, y) in y.iter_mut().enumerate() {
-                *y = gelu::<F, S, LANES>(add(*y, self.bias, i)).0;
+    pub fn row<S: Simd>(&mut self, place: usize, y: &mut [F]) {
+        let (lanes, rest) = y.as_chunks_mut::<LANES>();
+        let places = place..place + lanes.len() * LANES + rest.len();
+        match self {
+            Self::Nothing => {}
+            Self::Gelu => {
+                for y in lanes {
+                    *y = gelu::<F, S, LANES>(*y).0;
+                }
+                for y in rest {
+                    *y = gelu::<F, S, 1>([*y]).0[0];
+                }
             }
-            for (i, y) in y_rest.iter_mut().enumerate() {
-                *y = gelu::<F, S, 1>(add([*y], self.bias, rest_start(self.width) + i)).0[0];
+            Self::GeluWithSlope(slope) => {
+                let (slopes, slope_rest) = slope[places].as_chunks_mut::<LANES>();
+                for (y, slope) in lanes.iter_mut().zip(slopes) {
+                    (*y, *slope) = gelu::<F, S, LANES>(*y);
+                }
+                for (y, slope) in rest.iter_mut().zip(slope_rest) {
+                    ([*y], [*slope]) = gelu::<F, S, 1>([*y]);
+                }
             }
-        }
-    }
-}
-
-/// `slope = gelu'(y + bias)`, `y = gelu(y + bias)`.
-pub(super) struct GeluWithSlope<'a, F> {
-    pub bias: Option<&'a [F]>,
-    pub width: usize,
-    pub y: &'a mut [F],
-    pub slope: &'a mut [F],
-}
-
-impl<F: Float> WithSimd for GeluWithSlope<'_, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let width = self.width;
-        let rows = self.y.chunks_exact_mut(width).zip(self.slope.chunks_exact_mut(width));
-        for (y, slope) in rows {
-            let (y, y_rest) = y.as_chunks_mut::<LANES>();
-            let (slope, slope_rest) = slope.as_chunks_mut::<LANES>();
-            for (i, (y, slope)) in y.iter_mut().zip(slope).enumerate() {
-                (*y, *slope) = gelu::<F, S, LANES>(add(*y, self.bias, i));
-            }
-            for (i, (y, slope)) in y_rest.iter_mut().zip(slope_rest).enumerate() {
-                let u = add([*y], self.bias, rest_start(width) + i);
-                ([*y], [*slope]) = gelu::<F, S, 1>(u);
+            Self::Scale(slope) => {
+                for (y, &slope) in y.iter_mut().zip(&slope[places]) {
+                    *y *= slope;
+                }
             }
         }
     }
-}
-
-/// `dy *= slope`.
-pub(super) struct Scale<'a, F> {
-    pub slope: &'a [F],
-    pub dy: &'a mut [F],
-}
-
-impl<F: Float> WithSimd for Scale<'_, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        for (dy, &slope) in self.dy.iter_mut().zip(self.slope) {
-            *dy *= slope;
-        }
-    }
-}
-
-/// Adds the `i`-th `N` values of the bias.
-#[inline(always)]
-fn add<F: Float, const N: usize>(mut u: [F; N], bias: Option<&[F]>, i: usize) -> [F; N] {
-    if let Some(bias) = bias {
-        let bias = &bias.as_chunks::<N>().0[i];
-        for l in 0..N {
-            u[l] += bias[l];
-        }
-    }
-    u
-}
-
-/// Where a row's values begin that fill no lanes.
-#[inline(always)]
-fn rest_start(width: usize) -> usize {
-    width / LANES * LANES
 }
 
 #[inline(always)]
@@ -112,25 +79,24 @@ fn gelu<F: Float, S: Simd, const N: usize>(u: [F; N]) -> ([F; N], [F; N]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::cpu::simd;
+    use pulp::Scalar;
 
     #[test]
     fn values_and_slopes_match_double_precision() {
-        let width = 21;
-        let bias: Vec<f32> = (0..width).map(|c| 0.1 * c as f32 - 1.0).collect();
-        let input: Vec<f32> =
-            (0..3 * width).map(|i| ((i * 37 % 101) as f32 - 50.0) / 10.0).collect();
-        let (mut y, mut slope) = (input.clone(), vec![0.0; input.len()]);
-        simd(GeluWithSlope { bias: Some(&bias), width, y: &mut y, slope: &mut slope });
+        let input: Vec<f32> = (0..63).map(|i| ((i * 37 % 101) as f32 - 50.0) / 10.0).collect();
+        let (mut y, mut slope) = (input.clone(), vec![0.0; 2 + input.len()]);
+        Finish::GeluWithSlope(&mut slope).row::<Scalar>(2, &mut y);
         let mut plain = input.clone();
-        simd(Gelu { bias: Some(&bias), width, y: &mut plain });
+        Finish::Gelu.row::<Scalar>(2, &mut plain);
         assert_eq!(plain, y);
         for i in 0..y.len() {
-            let u = f64::from(input[i] + bias[i % width]);
+            let u = f64::from(input[i]);
             let cdf = 0.5 * libm::erfc(-u / 2f64.sqrt());
             let pdf = (-0.5 * u * u).exp() / (2.0 * std::f64::consts::PI).sqrt();
-            assert!((f64::from(y[i]) - u * cdf).abs() < 1e-6, "gelu({u})");
-            assert!((f64::from(slope[i]) - (cdf + u * pdf)).abs() < 1e-6, "slope at {u}");
+            assert!((f64::from(y[i]) - u * cdf).abs() < 2e-6, "gelu({u}) = {}", y[i]);
+            assert!((f64::from(slope[2 + i]) - (cdf + u * pdf)).abs() < 2e-6, "slope at {u}");
         }
+        Finish::Scale(&slope).row::<Scalar>(2, &mut plain);
+        assert!((0..y.len()).all(|i| plain[i] == y[i] * slope[2 + i]));
     }
 }

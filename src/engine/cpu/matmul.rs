@@ -20,7 +20,8 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 pub(super) use self::pack::{panels_len, Pack};
-use self::tile::Target;
+use self::tile::{Target, Tiles};
+use super::gelu::Finish;
 use super::simd;
 use crate::engine::{Float, Write};
 
@@ -159,7 +160,7 @@ impl<F> From<Write> for Start<'_, F> {
     }
 }
 
-/// `out = start + a b + bias`, the bias in every row.
+/// `out = start + a b + bias`, the bias in every row, and what finishes that.
 pub(super) struct Product<'a, F> {
     /// Rows that begin every `stride` values.
     pub out: &'a mut [F],
@@ -168,6 +169,7 @@ pub(super) struct Product<'a, F> {
     pub a: Matrix<'a, F>,
     pub b: Right<'a, F>,
     pub bias: Option<&'a [F]>,
+    pub finish: Finish<'a, F>,
     /// [`SCRATCH`] values.
     pub scratch: &'a mut [F],
 }
@@ -197,25 +199,22 @@ impl<F: Float> Product<'_, F> {
     /// Multiplies block by block, with panels of up to `N` vectors.
     #[inline(always)]
     fn run<S: Simd, const N: usize>(self, simd: S) {
-        let Self { out, stride, start, a, b, bias, scratch } = self;
+        let Self { out, stride, start, a, b, bias, mut finish, scratch } = self;
         let [inner, columns] = b.shape();
         assert_eq!(a.columns, inner, "inner lengths of a product");
         assert!(stride >= columns, "rows of a product overlap");
         let (lanes, widest) = (F::lanes::<S>(), N * F::lanes::<S>());
         if let Right::Matrix(b) = b {
             let small = a.rows <= SMALL_ROWS && inner * columns <= SMALL;
-            if small && !b.transposed && columns.is_multiple_of(lanes) {
+            let plain = matches!(finish, Finish::Nothing);
+            if small && plain && !b.transposed && columns.is_multiple_of(lanes) {
                 for first in (0..columns).step_by(widest) {
                     let valid = widest.min(columns - first);
                     let bias = bias.map(|bias| &bias[first..][..valid]);
-                    let target = Target { out: &mut *out, stride, start, bias, first, valid };
-                    match valid / lanes {
-                        1 => tile::in_place::<F, S, 1>(simd, &a, &b, target),
-                        2 => tile::in_place::<F, S, 2>(simd, &a, &b, target),
-                        3 if N == 4 => tile::in_place::<F, S, 3>(simd, &a, &b, target),
-                        _ if N == 4 => tile::in_place::<F, S, 4>(simd, &a, &b, target),
-                        more => unreachable!("a panel of {more} vectors"),
-                    }
+                    let beside = &[][..];
+                    let out = &mut *out;
+                    let target = Target { out, stride, start, bias, beside, first, valid };
+                    tiles::<F, S, N>(simd, a, (&b.values[first..], b.stride), &[], target);
                 }
                 return;
             }
@@ -269,24 +268,66 @@ impl<F: Float> Product<'_, F> {
                             }
                         };
                         let place = row * stride;
+                        let last = from + a.columns == inner;
+                        let beside = if last { finish.beside() } else { &[] };
                         let target = Target {
                             out: &mut out[place..],
                             stride,
                             start: if from == 0 { start.at(place) } else { Start::Output },
                             bias: bias.filter(|_| from == 0).map(|bias| &bias[first..][..valid]),
+                            beside: beside.get(place..).unwrap_or_default(),
                             first,
                             valid,
                         };
-                        match width / lanes {
-                            1 => tile::tiles::<F, S, 1>(simd, a, panel, ahead, target),
-                            2 => tile::tiles::<F, S, 2>(simd, a, panel, ahead, target),
-                            3 if N == 4 => tile::tiles::<F, S, 3>(simd, a, panel, ahead, target),
-                            _ if N == 4 => tile::tiles::<F, S, 4>(simd, a, panel, ahead, target),
-                            more => unreachable!("a panel of {more} vectors"),
+                        tiles::<F, S, N>(simd, a, (panel, width), ahead, target);
+                        if last && !matches!(finish, Finish::Nothing) {
+                            let [rows, columns] = [row..row + a.rows, first..first + valid];
+                            let finish = &mut finish;
+                            simd.vectorize(FinishPart { finish, rows, columns, out, stride });
                         }
                     }
                 }
             }
+        }
+    }
+}
+
+/// `A` times a panel whose rows begin at multiples of a stride. Panels that are not whole have
+/// fewer vectors than `N`.
+#[inline(always)]
+fn tiles<F: Float, S: Simd, const N: usize>(
+    simd: S,
+    a: Matrix<'_, F>,
+    (panel, panel_stride): (&[F], usize),
+    ahead: &[F],
+    target: Target<'_, F>,
+) {
+    match target.valid.div_ceil(F::lanes::<S>()) {
+        1 => simd.vectorize(Tiles::<F, 1> { a, panel, panel_stride, ahead, target }),
+        2 => simd.vectorize(Tiles::<F, 2> { a, panel, panel_stride, ahead, target }),
+        3 if N == 4 => simd.vectorize(Tiles::<F, 3> { a, panel, panel_stride, ahead, target }),
+        4 if N == 4 => simd.vectorize(Tiles::<F, 4> { a, panel, panel_stride, ahead, target }),
+        more => unreachable!("a panel of {more} vectors"),
+    }
+}
+
+/// Finishes a part of the output.
+struct FinishPart<'a, 'b, F> {
+    finish: &'a mut Finish<'b, F>,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    out: &'a mut [F],
+    stride: usize,
+}
+
+impl<F: Float> WithSimd for FinishPart<'_, '_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for row in self.rows {
+            let place = row * self.stride + self.columns.start;
+            self.finish.row::<S>(place, &mut self.out[place..][..self.columns.len()]);
         }
     }
 }
@@ -309,8 +350,8 @@ pub(crate) fn linear<F: Float>(y: &mut [F], x: &[F], weight: &[F], bias: &[F]) {
     let a = Matrix::new(x, rows, inputs);
     let b = Matrix::new(weight, outputs, inputs).transposed().into();
     let scratch = &mut vec![F::zero(); scratch_len(inputs, outputs)];
-    let (start, bias) = (Start::Nothing, Some(bias));
-    simd(Product { out: y, stride: outputs, start, a, b, bias, scratch });
+    let (start, bias, finish) = (Start::Nothing, Some(bias), Finish::Nothing);
+    simd(Product { out: y, stride: outputs, start, a, b, bias, finish, scratch });
 }
 
 #[cfg(test)]
@@ -355,6 +396,7 @@ mod tests {
                         a: matrix(&a, by_columns, rows, inner),
                         b,
                         bias: with_bias.then_some(&bias),
+                        finish: Finish::Nothing,
                         scratch: &mut scratch,
                     });
                     out.clone()

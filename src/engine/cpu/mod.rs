@@ -28,6 +28,7 @@ pub(crate) use packed::{PackedParameters, Panels};
 
 use std::ops::Range;
 
+use self::gelu::Finish;
 use self::matmul::{Matrix, Product, Start};
 use super::{
     zeros, AttentionShape, EdgeShape, EdgeSlots, EngineError, Float, LayerNorm, Linear, Ops, Slot,
@@ -138,6 +139,26 @@ impl<F: Float> Cpu<'_, F> {
         disjoint(self.arena, ranges)
     }
 
+    /// Gradients of a linear layer: `dW = dyᵀ x` and `db`, the sums of the columns of `dy`.
+    fn parameter_gradients(&mut self, rows: usize, layer: &Linear, x: Slot, dy: Slot) {
+        let (inputs, outputs) = (layer.inputs, layer.outputs);
+        let y_gradient = Matrix::new(&self.arena[dy.range(rows)], rows, outputs);
+        simd(Product {
+            out: &mut self.gradient[layer.weight..][..outputs * inputs],
+            stride: inputs,
+            start: if self.first { Start::Nothing } else { Start::Output },
+            a: y_gradient.transposed(),
+            b: Matrix::new(&self.arena[x.range(rows)], rows, inputs).into(),
+            bias: None,
+            finish: Finish::Nothing,
+            scratch: &mut *self.scratch,
+        });
+        if let Some(bias) = layer.bias {
+            let sum = &mut self.gradient[bias..bias + outputs];
+            simd(columns::AddColumnSums { matrix: &self.arena[dy.range(rows)], sum });
+        }
+    }
+
     /// Copies values into a slot.
     pub fn load(&mut self, slot: Slot, values: &[F]) {
         self.arena[slot.offset..][..values.len()].copy_from_slice(values);
@@ -170,13 +191,13 @@ fn weight<'a, F: Float>(parameters: &'a [F], layer: &Linear) -> Matrix<'a, F> {
     Matrix::new(values, layer.outputs, layer.inputs)
 }
 
-/// `x Wᵀ + b` added to what it starts with.
+/// `x Wᵀ + b` added to what it starts with, and finished.
 fn affine<'a, F: Float>(
     parameters: &'a [F],
     panels: Option<&Panels>,
     layer: &Linear,
     x: &'a [F],
-    (out, start): (&'a mut [F], Start<'a, F>),
+    (out, start, finish): (&'a mut [F], Start<'a, F>, Finish<'a, F>),
     scratch: &'a mut [F],
 ) {
     let &Linear { inputs, outputs, .. } = layer;
@@ -186,7 +207,20 @@ fn affine<'a, F: Float>(
     };
     let bias = layer.bias.map(|bias| &parameters[bias..bias + outputs]);
     let a = Matrix::new(x, x.len() / inputs, inputs);
-    simd(Product { out, stride: outputs, start, a, b, bias, scratch });
+    simd(Product { out, stride: outputs, start, a, b, bias, finish, scratch });
+}
+
+/// `dy W` added to what it starts with, and finished.
+fn input_gradient<'a, F: Float>(
+    parameters: &'a [F],
+    layer: &Linear,
+    dy: &'a [F],
+    (out, start, finish): (&'a mut [F], Start<'a, F>, Finish<'a, F>),
+    scratch: &'a mut [F],
+) {
+    let &Linear { inputs: stride, outputs, .. } = layer;
+    let (a, b) = (Matrix::new(dy, dy.len() / outputs, outputs), weight(parameters, layer).into());
+    simd(Product { out, stride, start, a, b, bias: None, finish, scratch });
 }
 
 /// Mutable parts of a buffer at ranges that are disjoint by construction.
@@ -224,7 +258,8 @@ impl<F: Float> Ops for Cpu<'_, F> {
 
     fn linear(&mut self, rows: usize, layer: &Linear, x: Slot, y: Slot) {
         let [x, y] = disjoint(self.arena, [x.range(rows), y.range(rows)]);
-        affine(self.parameters, self.panels, layer, x, (y, Start::Nothing), self.scratch);
+        let out = (y, Start::Nothing, Finish::Nothing);
+        affine(self.parameters, self.panels, layer, x, out, self.scratch);
     }
 
     fn linear_add(&mut self, rows: usize, layer: &Linear, x: Slot, residual: Slot, y: Slot) {
@@ -232,22 +267,19 @@ impl<F: Float> Ops for Cpu<'_, F> {
         let from = if same { 0..0 } else { residual.range(rows) };
         let [x, from, y] = disjoint(self.arena, [x.range(rows), from, y.range(rows)]);
         let start = if same { Start::Output } else { Start::Matrix(from) };
-        affine(self.parameters, self.panels, layer, x, (y, start), self.scratch);
+        let out = (y, start, Finish::Nothing);
+        affine(self.parameters, self.panels, layer, x, out, self.scratch);
     }
 
     fn linear_gelu(&mut self, rows: usize, layer: &Linear, x: Slot, y: Slot, slope: Option<Slot>) {
-        self.linear(rows, &Linear { bias: None, ..*layer }, x, y);
-        let bias = layer.bias.map(|b| &self.parameters[b..b + layer.outputs]);
-        match slope {
-            None => {
-                let y = &mut self.arena[y.range(rows)];
-                simd(gelu::Gelu { bias, width: layer.outputs, y });
-            }
-            Some(slope) => {
-                let [y, slope] = disjoint(self.arena, [y.range(rows), slope.range(rows)]);
-                simd(gelu::GeluWithSlope { bias, width: layer.outputs, y, slope });
-            }
-        }
+        let slopes = slope.map_or(0..0, |slope| slope.range(rows));
+        let [x, y, slopes] = disjoint(self.arena, [x.range(rows), y.range(rows), slopes]);
+        let finish = match slope {
+            None => Finish::Gelu,
+            Some(_) => Finish::GeluWithSlope(slopes),
+        };
+        let out = (y, Start::Nothing, finish);
+        affine(self.parameters, self.panels, layer, x, out, self.scratch);
     }
 
     fn linear_backward(
@@ -258,33 +290,28 @@ impl<F: Float> Ops for Cpu<'_, F> {
         dy: Slot,
         dx: Option<(Slot, Write)>,
     ) {
-        let (inputs, outputs) = (layer.inputs, layer.outputs);
-        let y_gradient = Matrix::new(&self.arena[dy.range(rows)], rows, outputs);
-        simd(Product {
-            out: &mut self.gradient[layer.weight..][..outputs * inputs],
-            stride: inputs,
-            start: if self.first { Start::Nothing } else { Start::Output },
-            a: y_gradient.transposed(),
-            b: Matrix::new(&self.arena[x.range(rows)], rows, inputs).into(),
-            bias: None,
-            scratch: &mut *self.scratch,
-        });
-        if let Some(bias) = layer.bias {
-            let sum = &mut self.gradient[bias..bias + outputs];
-            simd(columns::AddColumnSums { matrix: &self.arena[dy.range(rows)], sum });
-        }
+        self.parameter_gradients(rows, layer, x, dy);
         if let Some((dx, write)) = dx {
             let [dy, dx] = disjoint(self.arena, [dy.range(rows), dx.range(rows)]);
-            let (a, b) = (Matrix::new(dy, rows, outputs), weight(self.parameters, layer).into());
-            let scratch = &mut *self.scratch;
-            let (stride, start) = (inputs, write.into());
-            simd(Product { out: dx, stride, start, a, b, bias: None, scratch });
+            let out = (dx, write.into(), Finish::Nothing);
+            input_gradient(self.parameters, layer, dy, out, self.scratch);
         }
     }
 
-    fn gelu_backward(&mut self, rows: usize, slope: Slot, dy: Slot) {
-        let [slope, dy] = self.slots([slope.range(rows), dy.range(rows)]);
-        simd(gelu::Scale { slope, dy });
+    fn linear_gelu_backward(
+        &mut self,
+        rows: usize,
+        layer: &Linear,
+        x: Slot,
+        slope: Slot,
+        dy: Slot,
+        dx: Slot,
+    ) {
+        self.parameter_gradients(rows, layer, x, dy);
+        let ranges = [slope.range(rows), dy.range(rows), dx.range(rows)];
+        let [slope, dy, dx] = disjoint(self.arena, ranges);
+        let out = (dx, Start::Nothing, Finish::Scale(slope));
+        input_gradient(self.parameters, layer, dy, out, self.scratch);
     }
 
     fn layer_norm(&mut self, rows: usize, layer: &LayerNorm, x: Slot, y: Slot, stats: Slot) {

@@ -286,6 +286,7 @@ pub(crate) fn operations<B: Backend>(backend: B, math: Math) -> Result<Vec<Check
     let slope = plan.take_narrow(rows, 4 * width);
     let qkv = plan.take_narrow(rows, 3 * width);
     let dqkv = plan.take_narrow(rows, 3 * width);
+    let dwide = plan.take_narrow(rows, 4 * width);
     let per_sample = plan.take(samples, width);
     let shape = AttentionShape { tokens, queries: tokens, heads, width };
     // How probabilities lie is each engine's own affair.
@@ -374,7 +375,6 @@ pub(crate) fn operations<B: Backend>(backend: B, math: Math) -> Result<Vec<Check
         });
     }
 
-    check!("gelu_backward", close, |ops, at| ops.gelu_backward(rows, at(slope), at(wide)));
     for own in [false, true] {
         pair.device.own_products = own;
         let name = |what: &str| format!("{what}{}", if own { ", own product" } else { "" });
@@ -398,6 +398,9 @@ pub(crate) fn operations<B: Backend>(backend: B, math: Math) -> Result<Vec<Check
         });
         check!(&name("linear_gelu, no slope"), product, |ops, at| {
             ops.linear_gelu(rows, &expand, at(normed), at(wide), None)
+        });
+        check!(&name("linear_gelu_backward"), product, |ops, at| {
+            ops.linear_gelu_backward(rows, &contract, at(wide), at(slope), at(y), at(dwide))
         });
         check!(&name("linear_backward"), product, |ops, at| {
             ops.linear_backward(rows, &expand, at(normed), at(wide), Some((at(branch), Write::Set)))

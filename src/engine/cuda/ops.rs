@@ -239,10 +239,19 @@ impl<B: Backend> Ops for Cuda<B> {
         }
     }
 
-    fn gelu_backward(&mut self, rows: usize, slope: Slot, dy: Slot) {
-        let kernel = if dy.narrow { "multiply_h" } else { "multiply_f" };
-        let count = rows * dy.width;
-        let arguments = arguments![self.at(dy), self.at(slope), count as i64];
+    fn linear_gelu_backward(
+        &mut self,
+        rows: usize,
+        layer: &Linear,
+        x: Slot,
+        slope: Slot,
+        dy: Slot,
+        dx: Slot,
+    ) {
+        self.linear_backward(rows, layer, x, dy, Some((dx, Write::Set)));
+        let kernel = if dx.narrow { "multiply_h" } else { "multiply_f" };
+        let count = rows * dx.width;
+        let arguments = arguments![self.at(dx), self.at(slope), count as i64];
         self.by_value(kernel, count, arguments);
     }
 

@@ -1,6 +1,6 @@
 //! Forward and backward pass, written once over the engine's operations.
 
-use super::arena::{Arena, Layers, Training};
+use super::arena::{Arena, Hidden, Layers, Training};
 use super::Transformer;
 use crate::engine::{AttentionShape, Linear, Ops, Slot, Write};
 
@@ -120,10 +120,7 @@ impl Transformer {
             let start = if i == 0 { arena.stream } else { ends(i - 1) };
 
             let (wide, hidden) = (training.wide, slots.hidden);
-            ops.linear_backward(rows, &block.contract, hidden.value, stream, set(wide));
-            if let Some(slope) = hidden.slope {
-                ops.gelu_backward(rows, slope, wide);
-            }
+            linear_gelu_backward(ops, rows, &block.contract, hidden, stream, wide);
             ops.linear_backward(rows, &block.expand, slots.normed_mlp, wide, set(branch));
             let (norm, stats) = (&block.norm_mlp, slots.stats_mlp);
             ops.layer_norm_backward(rows, norm, slots.middle, stats, branch, stream, Write::Add);
@@ -205,6 +202,19 @@ fn project(ops: &mut impl Ops, rows: usize, chain: &[Linear], slots: &Layers, x:
     }
 }
 
+/// Gradients of a layer that reads a GELU.
+fn linear_gelu_backward(
+    ops: &mut impl Ops,
+    rows: usize,
+    layer: &Linear,
+    x: Hidden,
+    dy: Slot,
+    dx: Slot,
+) {
+    let Some(slope) = x.slope else { unreachable!("an arena for training holds slopes") };
+    ops.linear_gelu_backward(rows, layer, x.value, slope, dy, dx);
+}
+
 /// Gradients of [`project`].
 #[allow(clippy::too_many_arguments)]
 fn project_backward(
@@ -223,10 +233,7 @@ fn project_backward(
             None => ops.linear_backward(rows, layer, x, dy, dx.and_then(set)),
             Some(hidden) => {
                 let dhidden = training.hidden[i % 2];
-                ops.linear_backward(rows, layer, hidden.value, dy, set(dhidden));
-                if let Some(slope) = hidden.slope {
-                    ops.gelu_backward(rows, slope, dhidden);
-                }
+                linear_gelu_backward(ops, rows, layer, hidden, dy, dhidden);
                 dy = dhidden;
             }
         }

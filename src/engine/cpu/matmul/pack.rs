@@ -6,9 +6,6 @@ use super::{vectors, Matrix, ROWS, STEP};
 use crate::engine::cpu::padded;
 use crate::engine::Float;
 
-/// Rows and columns that are transposed in registers.
-const QUAD: usize = 4;
-
 /// All of `b` in panels.
 pub(in crate::engine::cpu) struct Pack<'a, F> {
     pub b: Matrix<'a, F>,
@@ -49,7 +46,8 @@ pub(super) fn panels<F: Float, S: Simd>(
             let valid = widest.min(columns - column);
             let width = valid.next_multiple_of(lanes);
             let values = &b.values[(first + column) * b.stride + k..];
-            transpose(values, b.stride, valid, &mut block[column * deep..][..width * deep], width);
+            let panel = &mut block[column * deep..][..width * deep];
+            transpose(simd, values, b.stride, valid, (panel, width));
         }
         return;
     }
@@ -71,7 +69,13 @@ pub(super) fn panels<F: Float, S: Simd>(
 
 /// `panel[i, j] = values[j * stride + i]` for `j` below `valid`.
 #[inline(always)]
-fn transpose<F: Float>(values: &[F], stride: usize, valid: usize, panel: &mut [F], width: usize) {
+fn transpose<F: Float, S: Simd>(
+    simd: S,
+    values: &[F],
+    stride: usize,
+    valid: usize,
+    (panel, width): (&mut [F], usize),
+) {
     let deep = panel.len() / width;
     let squares = deep / STEP;
     // Vectors narrower than a square pad to less than one.
@@ -85,18 +89,11 @@ fn transpose<F: Float>(values: &[F], stride: usize, valid: usize, panel: &mut [F
         }
         for square in 0..squares {
             let panel = &mut panel[square * STEP * width + j..];
-            for l in (0..STEP).step_by(QUAD) {
-                for i in (0..STEP).step_by(QUAD) {
-                    let mut quad = [[F::zero(); QUAD]; QUAD];
-                    for q in 0..QUAD {
-                        quad[q] = rows[l + q][square].as_chunks().0[i / QUAD];
-                    }
-                    let quad = transposed(quad);
-                    for q in 0..QUAD {
-                        panel[(i + q) * width + l..][..QUAD].copy_from_slice(&quad[q]);
-                    }
-                }
+            let mut values = [&rows[0][square]; STEP];
+            for l in 1..STEP {
+                values[l] = &rows[l][square];
             }
+            F::transpose(simd, values, panel, width);
         }
     }
     // What fills no square: the last rows, and the last columns.
@@ -107,18 +104,6 @@ fn transpose<F: Float>(values: &[F], stride: usize, valid: usize, panel: &mut [F
             panel[i * width + j] = row[i];
         }
     }
-}
-
-/// Rows become columns. So few values stay in registers.
-#[inline(always)]
-fn transposed<F: Float>(rows: [[F; QUAD]; QUAD]) -> [[F; QUAD]; QUAD] {
-    let mut columns = rows;
-    for i in 0..QUAD {
-        for l in 0..QUAD {
-            columns[i][l] = rows[l][i];
-        }
-    }
-    columns
 }
 
 /// A copy of a matrix that lies column by column, its columns close to each other.

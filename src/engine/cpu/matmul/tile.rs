@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use pulp::Simd;
+use pulp::{Simd, WithSimd};
 
-use super::{equal_parts, Matrix, Start, STEP, TILE};
+use super::{Matrix, Start, STEP, TILE};
 use crate::engine::cpu::fetch;
 use crate::engine::Float;
 
@@ -14,200 +14,154 @@ pub(super) struct Target<'a, F> {
     pub stride: usize,
     pub start: Start<'a, F>,
     pub bias: Option<&'a [F]>,
+    /// What is read or written in the same places afterwards; may be empty.
+    pub beside: &'a [F],
     /// Column that the panel begins at.
     pub first: usize,
     /// Columns of the panel that are not padding.
     pub valid: usize,
 }
 
-/// `A` times a panel. What is read `ahead` comes to the cache: of an `A` that lies row by row some
-/// other values, of one that lies column by column what follows its values.
-#[inline(always)]
-pub(super) fn tiles<F: Float, S: Simd, const N: usize>(
-    simd: S,
-    a: Matrix<'_, F>,
-    panel: &[F],
-    ahead: &[F],
-    target: Target<'_, F>,
-) {
-    let panel = F::as_lanes::<S>(panel).as_chunks::<N>().0;
-    if a.transposed {
-        return by_columns::<F, S, N>(simd, a, panel, ahead, target);
-    }
-    // Few rows are shared among tiles of the same height.
-    match equal_parts(a.rows, TILE) {
-        1 => by_rows::<F, S, N, 1>(simd, a, panel, ahead, target),
-        2..=4 => by_rows::<F, S, N, 4>(simd, a, panel, ahead, target),
-        5 => by_rows::<F, S, N, 5>(simd, a, panel, ahead, target),
-        _ => by_rows::<F, S, N, TILE>(simd, a, panel, ahead, target),
-    }
+/// `A` times a panel of `N` vectors. A function of its own, so that its loops get all registers.
+pub(super) struct Tiles<'a, F, const N: usize> {
+    pub a: Matrix<'a, F>,
+    /// Rows that begin every `panel_stride` values.
+    pub panel: &'a [F],
+    pub panel_stride: usize,
+    /// What comes to the cache meanwhile: of an `A` that lies row by row some other values, of one
+    /// that lies column by column what follows its values.
+    pub ahead: &'a [F],
+    pub target: Target<'a, F>,
 }
 
-/// Rows of `A` times columns of `B`, both where they lie.
-#[inline(always)]
-pub(super) fn in_place<F: Float, S: Simd, const N: usize>(
-    simd: S,
-    a: &Matrix<'_, F>,
-    b: &Matrix<'_, F>,
-    target: Target<'_, F>,
-) {
-    match equal_parts(a.rows, TILE) {
-        1..=4 => tiles_in_place::<F, S, N, 4>(simd, a, b, target),
-        5 => tiles_in_place::<F, S, N, 5>(simd, a, b, target),
-        _ => tiles_in_place::<F, S, N, TILE>(simd, a, b, target),
-    }
-}
+impl<F: Float, const N: usize> WithSimd for Tiles<'_, F, N> {
+    type Output = ();
 
-#[inline(always)]
-fn tiles_in_place<F: Float, S: Simd, const N: usize, const M: usize>(
-    simd: S,
-    a: &Matrix<'_, F>,
-    b: &Matrix<'_, F>,
-    mut target: Target<'_, F>,
-) {
-    let [row, column] = if a.transposed { [1, a.stride] } else { [a.stride, 1] };
-    for top in (0..a.rows).step_by(M) {
-        let height = M.min(a.rows - top);
-        let mut rows = [a.values; M];
-        for i in 0..M {
-            // Below the last row comes the last row again: its sums are not stored.
-            rows[i] = &a.values[(top + i.min(height - 1)) * row..];
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let tiles = self.a.rows.div_ceil(TILE);
+        let mut top = 0;
+        for tile in 0..tiles {
+            // No row is computed in vain: tiles are of two heights where they cannot be equal.
+            let height = (self.a.rows - top).div_ceil(tiles - tile);
+            let ahead = self.ahead.len() * tile / tiles..self.ahead.len() * (tile + 1) / tiles;
+            match height {
+                1 => self.tile::<S, 1>(simd, top, ahead),
+                2 => self.tile::<S, 2>(simd, top, ahead),
+                3 => self.tile::<S, 3>(simd, top, ahead),
+                4 => self.tile::<S, 4>(simd, top, ahead),
+                5 => self.tile::<S, 5>(simd, top, ahead),
+                TILE => self.tile::<S, TILE>(simd, top, ahead),
+                more => unreachable!("a tile of {more} rows"),
+            }
+            top += height;
         }
+    }
+}
+
+impl<F: Float, const N: usize> Tiles<'_, F, N> {
+    /// A tile of `M` rows from `top`.
+    #[inline(always)]
+    fn tile<S: Simd, const M: usize>(&mut self, simd: S, top: usize, ahead: Range<usize>) {
+        self.target.fetch(top, M);
         let mut sums = [[F::splat(simd, F::zero()); N]; M];
-        for k in 0..b.rows {
-            let values = &b.values[k * b.stride + target.first..][..N * F::lanes::<S>()];
-            let values = F::as_lanes::<S>(values).as_chunks::<N>().0[0];
-            for i in 0..M {
-                let value = F::splat(simd, rows[i][k * column]);
-                for n in 0..N {
-                    sums[i][n] = F::fused_lanes(simd, value, values[n], sums[i][n]);
+        if self.a.transposed {
+            self.column_sums(simd, top, &mut sums);
+        } else {
+            self.row_sums(simd, top, &self.ahead[ahead], &mut sums);
+        }
+        store(simd, &sums, top, &mut self.target);
+    }
+
+    /// `sums[i] = sum over k of A[top + i, k] panel[k]`, where `A` lies row by row.
+    #[inline(always)]
+    fn row_sums<S: Simd, const M: usize>(
+        &self,
+        simd: S,
+        top: usize,
+        ahead: &[F],
+        sums: &mut [[F::Lanes<S>; N]; M],
+    ) {
+        let deep = self.a.columns;
+        let mut rows = [&self.a.values[..0]; M];
+        let mut steps = [&rows[0].as_chunks::<STEP>().0[..0]; M];
+        for i in 0..M {
+            rows[i] = &self.a.values[(top + i) * self.a.stride..][..deep];
+            steps[i] = rows[i].as_chunks().0;
+        }
+        let (lines, _) = ahead.as_chunks::<STEP>();
+        let count = deep / STEP;
+        // A local copy stays in registers.
+        let mut local = *sums;
+        for step in 0..count {
+            let lines = &lines[lines.len() * step / count..lines.len() * (step + 1) / count];
+            fetch::row(lines.as_flattened());
+            let panel = &self.panel[step * STEP * self.panel_stride..];
+            for k in 0..STEP {
+                let panel = row::<F, S, N>(panel, k * self.panel_stride);
+                for i in 0..M {
+                    let value = F::splat(simd, steps[i][step][k]);
+                    for n in 0..N {
+                        local[i][n] = F::fused_lanes(simd, value, panel[n], local[i][n]);
+                    }
                 }
             }
         }
-        store(simd, &sums, [top, height], &mut target);
-    }
-}
-
-/// Tiles of `M` rows of an `A` that lies row by row.
-#[inline(always)]
-fn by_rows<F: Float, S: Simd, const N: usize, const M: usize>(
-    simd: S,
-    a: Matrix<'_, F>,
-    panel: &[[F::Lanes<S>; N]],
-    ahead: &[F],
-    mut target: Target<'_, F>,
-) {
-    let mut sums = [[F::splat(simd, F::zero()); N]; M];
-    let share = ahead.len() / a.rows.div_ceil(M);
-    for (i, top) in (0..a.rows).step_by(M).enumerate() {
-        let height = M.min(a.rows - top);
-        let mut rows = [&a.values[..0]; M];
-        for i in 0..M {
-            // Below the last row comes the last row again: its sums are not stored.
-            rows[i] = &a.values[(top + i.min(height - 1)) * a.stride..][..panel.len()];
-        }
-        target.fetch(top, height);
-        row_sums(simd, rows, panel, &ahead[i * share..][..share], &mut sums);
-        store(simd, &sums, [top, height], &mut target);
-    }
-}
-
-/// `sums[i] = sum over k of rows[i][k] panel[k]`.
-#[inline(always)]
-fn row_sums<F: Float, S: Simd, const N: usize, const M: usize>(
-    simd: S,
-    rows: [&[F]; M],
-    panel: &[[F::Lanes<S>; N]],
-    ahead: &[F],
-    sums: &mut [[F::Lanes<S>; N]; M],
-) {
-    // A local copy stays in registers.
-    let mut local = [[F::splat(simd, F::zero()); N]; M];
-    let (steps, rest) = panel.as_chunks::<STEP>();
-    let mut left = [&rows[0].as_chunks::<STEP>().0[..0]; M];
-    for i in 0..M {
-        left[i] = &rows[i].as_chunks().0[..steps.len()];
-    }
-    let (lines, _) = ahead.as_chunks::<STEP>();
-    let share = lines.len() / steps.len().max(1);
-    for (step, panel) in steps.iter().enumerate() {
-        fetch::row(lines[step * share..][..share].as_flattened());
-        for k in 0..STEP {
+        for k in count * STEP..deep {
+            let panel = row::<F, S, N>(self.panel, k * self.panel_stride);
             for i in 0..M {
-                let value = F::splat(simd, left[i][step][k]);
+                let value = F::splat(simd, rows[i][k]);
                 for n in 0..N {
-                    local[i][n] = F::fused_lanes(simd, value, panel[k][n], local[i][n]);
+                    local[i][n] = F::fused_lanes(simd, value, panel[n], local[i][n]);
                 }
             }
         }
+        *sums = local;
     }
-    for (k, panel) in rest.iter().enumerate() {
-        for i in 0..M {
-            let value = F::splat(simd, rows[i][steps.len() * STEP + k]);
-            for n in 0..N {
-                local[i][n] = F::fused_lanes(simd, value, panel[n], local[i][n]);
+
+    /// The same, where `A` lies column by column.
+    #[inline(always)]
+    fn column_sums<S: Simd, const M: usize>(
+        &self,
+        simd: S,
+        top: usize,
+        sums: &mut [[F::Lanes<S>; N]; M],
+    ) {
+        let stride = self.a.stride;
+        let ahead = self.ahead.get(top..).unwrap_or_default();
+        let mut local = *sums;
+        for k in 0..self.a.columns {
+            if let Some(value) = ahead.get(k * stride) {
+                fetch::line(value);
+            }
+            let panel = row::<F, S, N>(self.panel, k * self.panel_stride);
+            let column = &self.a.values[k * stride + top..][..M];
+            for i in 0..M {
+                let value = F::splat(simd, column[i]);
+                for n in 0..N {
+                    local[i][n] = F::fused_lanes(simd, value, panel[n], local[i][n]);
+                }
             }
         }
-    }
-    *sums = local;
-}
-
-/// Tiles of an `A` that lies column by column.
-#[inline(always)]
-fn by_columns<F: Float, S: Simd, const N: usize>(
-    simd: S,
-    a: Matrix<'_, F>,
-    panel: &[[F::Lanes<S>; N]],
-    ahead: &[F],
-    mut target: Target<'_, F>,
-) {
-    let mut sums = [[F::splat(simd, F::zero()); N]; TILE];
-    for top in (0..a.rows).step_by(TILE) {
-        let height = TILE.min(a.rows - top);
-        target.fetch(top, height);
-        let ahead = ahead.get(top..).unwrap_or_default();
-        column_sums(simd, &a.values[top..], a.stride, panel, ahead, &mut sums);
-        store(simd, &sums, [top, height], &mut target);
+        *sums = local;
     }
 }
 
-/// `sums[i] = sum over k of values[k * stride + i] panel[k]`, with a stride of at least a tile.
+/// A row of a panel.
 #[inline(always)]
-fn column_sums<F: Float, S: Simd, const N: usize>(
-    simd: S,
-    values: &[F],
-    stride: usize,
-    panel: &[[F::Lanes<S>; N]],
-    ahead: &[F],
-    sums: &mut [[F::Lanes<S>; N]; TILE],
-) {
-    // A tile may reach beyond the last row, but then not beyond the last column.
-    let mut last = [F::zero(); TILE];
-    let rest = &values[(panel.len() - 1) * stride..];
-    let height = rest.len().min(TILE);
-    last[..height].copy_from_slice(&rest[..height]);
-    let mut local = [[F::splat(simd, F::zero()); N]; TILE];
-    for (k, panel) in panel.iter().enumerate() {
-        if let Some(value) = ahead.get(k * stride) {
-            fetch::line(value);
-        }
-        let column = values[k * stride..].first_chunk().unwrap_or(&last);
-        for i in 0..TILE {
-            let value = F::splat(simd, column[i]);
-            for n in 0..N {
-                local[i][n] = F::fused_lanes(simd, value, panel[n], local[i][n]);
-            }
-        }
-    }
-    *sums = local;
+fn row<F: Float, S: Simd, const N: usize>(panel: &[F], start: usize) -> [F::Lanes<S>; N] {
+    let values = &panel[start..][..N * F::lanes::<S>()];
+    F::as_lanes::<S>(values).as_chunks::<N>().0[0]
 }
 
 impl<F> Target<'_, F> {
-    /// Has some rows fetched.
+    /// Has some rows fetched, and what is beside them.
     #[inline(always)]
     fn fetch(&self, top: usize, height: usize) {
         for row in top..top + height {
-            fetch::row(&self.out[row * self.stride + self.first..][..self.valid]);
+            let place = row * self.stride + self.first;
+            fetch::row(&self.out[place..][..self.valid]);
+            fetch::row(self.beside.get(place..place + self.valid).unwrap_or_default());
         }
     }
 }
@@ -217,7 +171,7 @@ impl<F> Target<'_, F> {
 fn store<F: Float, S: Simd, const N: usize, const M: usize>(
     simd: S,
     sums: &[[F::Lanes<S>; N]; M],
-    [top, height]: [usize; 2],
+    top: usize,
     target: &mut Target<'_, F>,
 ) {
     let lanes = F::lanes::<S>();
@@ -225,9 +179,6 @@ fn store<F: Float, S: Simd, const N: usize, const M: usize>(
     let whole = target.valid == width;
     let bias = target.bias.filter(|_| whole).map(|bias| &F::as_lanes::<S>(bias)[..N]);
     for i in 0..M {
-        if i >= height {
-            break;
-        }
         let place = (top + i) * target.stride + target.first;
         if !whole {
             for n in 0..N {
