@@ -20,7 +20,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 pub(super) use self::pack::{panels_len, Pack};
-use self::tile::{Target, Tiles};
+use self::tile::{Ahead, Target, Tiles};
 use super::gelu::Finish;
 use super::simd;
 use crate::engine::{Float, Write};
@@ -40,11 +40,6 @@ const ROWS: usize = 96;
 /// the next, a page: a processor knows the places of so many pages by heart.
 const DEPTH_IN_PLACE: usize = 192;
 const PAGE: usize = 4096;
-
-/// Most rows of `A`, and most values of `B` row by row, that are multiplied where they lie:
-/// copies would take longer than the sums. `B` stays in the first-level cache.
-const SMALL_ROWS: usize = 64;
-const SMALL: usize = 4096;
 
 /// Inner indices between two computations of addresses, which would take longer than the
 /// sums, and rows and columns that are transposed at once.
@@ -204,21 +199,15 @@ impl<F: Float> Product<'_, F> {
         assert_eq!(a.columns, inner, "inner lengths of a product");
         assert!(stride >= columns, "rows of a product overlap");
         let (lanes, widest) = (F::lanes::<S>(), N * F::lanes::<S>());
-        if let Right::Matrix(b) = b {
-            let small = a.rows <= SMALL_ROWS && inner * columns <= SMALL;
-            let plain = matches!(finish, Finish::Nothing);
-            if small && plain && !b.transposed && columns.is_multiple_of(lanes) {
-                for first in (0..columns).step_by(widest) {
-                    let valid = widest.min(columns - first);
-                    let bias = bias.map(|bias| &bias[first..][..valid]);
-                    let beside = &[][..];
-                    let out = &mut *out;
-                    let target = Target { out, stride, start, bias, beside, first, valid };
-                    tiles::<F, S, N>(simd, a, (&b.values[first..], b.stride), &[], target);
-                }
-                return;
+        let b = match b {
+            // All of it is a panel as it lies.
+            Right::Matrix(Matrix { values, rows, columns, stride, transposed: false })
+                if stride == columns && columns <= widest && columns.is_multiple_of(lanes) =>
+            {
+                Right::Panels { values, rows, columns }
             }
-        }
+            b => b,
+        };
         let depth = equal_parts(inner, DEPTH).next_multiple_of(STEP);
         let height = equal_parts(a.rows, ROWS).next_multiple_of(TILE);
         let copied = if matches!(b, Right::Matrix(_)) { scratch_len(inner, columns) } else { 0 };
@@ -241,11 +230,7 @@ impl<F: Float> Product<'_, F> {
                 };
                 for i in 0..parts {
                     let (row, from, mut a) = part(i);
-                    let mut follows = &[][..];
-                    if in_place {
-                        // What follows in its columns: the rows that come next.
-                        follows = a.values.get(STEP..).unwrap_or_default();
-                    } else if a.transposed {
+                    if a.transposed && !in_place {
                         a = pack::columns(a, copy);
                     }
                     for first in (column..end).step_by(widest) {
@@ -256,7 +241,10 @@ impl<F: Float> Product<'_, F> {
                             Right::Matrix(_) => {
                                 let panel = (first - column) * deep + (from - k) * width;
                                 // In the cache from the first panel on.
-                                let ahead = if first == column { follows } else { &[] };
+                                let ahead = match first == column && (in_place || !a.transposed) {
+                                    true => Ahead::Rows,
+                                    false => Ahead::Nothing,
+                                };
                                 (&block[panel..][..len], ahead)
                             }
                             Right::Panels { values, .. } => {
@@ -264,7 +252,7 @@ impl<F: Float> Product<'_, F> {
                                 // The same inner indices of the next panel, mostly.
                                 let next = (first + width) * inner + from * width;
                                 let next = values.get(next..).unwrap_or_default();
-                                (panel, &next[..next.len().min(len)])
+                                (panel, Ahead::Values(&next[..next.len().min(len)]))
                             }
                         };
                         let place = row * stride;
@@ -279,7 +267,7 @@ impl<F: Float> Product<'_, F> {
                             first,
                             valid,
                         };
-                        tiles::<F, S, N>(simd, a, (panel, width), ahead, target);
+                        tiles::<F, S, N>(simd, a, panel, ahead, target);
                         if last && !matches!(finish, Finish::Nothing) {
                             let [rows, columns] = [row..row + a.rows, first..first + valid];
                             let finish = &mut finish;
@@ -292,21 +280,20 @@ impl<F: Float> Product<'_, F> {
     }
 }
 
-/// `A` times a panel whose rows begin at multiples of a stride. Panels that are not whole have
-/// fewer vectors than `N`.
+/// `A` times a panel. Those that are not whole have fewer vectors than `N`.
 #[inline(always)]
 fn tiles<F: Float, S: Simd, const N: usize>(
     simd: S,
     a: Matrix<'_, F>,
-    (panel, panel_stride): (&[F], usize),
-    ahead: &[F],
+    panel: &[F],
+    ahead: Ahead<'_, F>,
     target: Target<'_, F>,
 ) {
     match target.valid.div_ceil(F::lanes::<S>()) {
-        1 => simd.vectorize(Tiles::<F, 1> { a, panel, panel_stride, ahead, target }),
-        2 => simd.vectorize(Tiles::<F, 2> { a, panel, panel_stride, ahead, target }),
-        3 if N == 4 => simd.vectorize(Tiles::<F, 3> { a, panel, panel_stride, ahead, target }),
-        4 if N == 4 => simd.vectorize(Tiles::<F, 4> { a, panel, panel_stride, ahead, target }),
+        1 => simd.vectorize(Tiles::<F, 1> { a, panel, ahead, target }),
+        2 => simd.vectorize(Tiles::<F, 2> { a, panel, ahead, target }),
+        3 if N == 4 => simd.vectorize(Tiles::<F, 3> { a, panel, ahead, target }),
+        4 if N == 4 => simd.vectorize(Tiles::<F, 4> { a, panel, ahead, target }),
         more => unreachable!("a panel of {more} vectors"),
     }
 }

@@ -22,15 +22,21 @@ pub(super) struct Target<'a, F> {
     pub valid: usize,
 }
 
+/// What comes to the cache while a panel is multiplied.
+#[derive(Clone, Copy)]
+pub(super) enum Ahead<'a, F> {
+    Nothing,
+    /// The rows of `A` that follow each tile.
+    Rows,
+    /// Some other values.
+    Values(&'a [F]),
+}
+
 /// `A` times a panel of `N` vectors. A function of its own, so that its loops get all registers.
 pub(super) struct Tiles<'a, F, const N: usize> {
     pub a: Matrix<'a, F>,
-    /// Rows that begin every `panel_stride` values.
     pub panel: &'a [F],
-    pub panel_stride: usize,
-    /// What comes to the cache meanwhile: of an `A` that lies row by row some other values, of one
-    /// that lies column by column what follows its values.
-    pub ahead: &'a [F],
+    pub ahead: Ahead<'a, F>,
     pub target: Target<'a, F>,
 }
 
@@ -44,7 +50,13 @@ impl<F: Float, const N: usize> WithSimd for Tiles<'_, F, N> {
         for tile in 0..tiles {
             // No row is computed in vain: tiles are of two heights where they cannot be equal.
             let height = (self.a.rows - top).div_ceil(tiles - tile);
-            let ahead = self.ahead.len() * tile / tiles..self.ahead.len() * (tile + 1) / tiles;
+            let ahead = match self.ahead {
+                Ahead::Values(values) => {
+                    let len = values.len();
+                    &values[len * tile / tiles..len * (tile + 1) / tiles]
+                }
+                _ => &[],
+            };
             match height {
                 1 => self.tile::<S, 1>(simd, top, ahead),
                 2 => self.tile::<S, 2>(simd, top, ahead),
@@ -62,13 +74,13 @@ impl<F: Float, const N: usize> WithSimd for Tiles<'_, F, N> {
 impl<F: Float, const N: usize> Tiles<'_, F, N> {
     /// A tile of `M` rows from `top`.
     #[inline(always)]
-    fn tile<S: Simd, const M: usize>(&mut self, simd: S, top: usize, ahead: Range<usize>) {
+    fn tile<S: Simd, const M: usize>(&mut self, simd: S, top: usize, ahead: &[F]) {
         self.target.fetch(top, M);
         let mut sums = [[F::splat(simd, F::zero()); N]; M];
         if self.a.transposed {
             self.column_sums(simd, top, &mut sums);
         } else {
-            self.row_sums(simd, top, &self.ahead[ahead], &mut sums);
+            self.row_sums(simd, top, ahead, &mut sums);
         }
         store(simd, &sums, top, &mut self.target);
     }
@@ -91,26 +103,36 @@ impl<F: Float, const N: usize> Tiles<'_, F, N> {
         }
         let (lines, _) = ahead.as_chunks::<STEP>();
         let count = deep / STEP;
+        let follows = match self.ahead {
+            Ahead::Rows => self.a.values.get((top + M) * self.a.stride..).unwrap_or_default(),
+            _ => &[],
+        };
         // A local copy stays in registers.
         let mut local = *sums;
-        for step in 0..count {
+        let panel = F::as_lanes::<S>(self.panel).as_chunks::<N>().0;
+        let (panels, rest) = panel[..deep].as_chunks::<STEP>();
+        for (step, panel) in panels.iter().enumerate() {
             let lines = &lines[lines.len() * step / count..lines.len() * (step + 1) / count];
             fetch::row(lines.as_flattened());
-            let panel = &self.panel[step * STEP * self.panel_stride..];
+            if !follows.is_empty() {
+                for i in 0..M {
+                    if let Some(value) = follows.get(i * self.a.stride + step * STEP) {
+                        fetch::line(value);
+                    }
+                }
+            }
             for k in 0..STEP {
-                let panel = row::<F, S, N>(panel, k * self.panel_stride);
                 for i in 0..M {
                     let value = F::splat(simd, steps[i][step][k]);
                     for n in 0..N {
-                        local[i][n] = F::fused_lanes(simd, value, panel[n], local[i][n]);
+                        local[i][n] = F::fused_lanes(simd, value, panel[k][n], local[i][n]);
                     }
                 }
             }
         }
-        for k in count * STEP..deep {
-            let panel = row::<F, S, N>(self.panel, k * self.panel_stride);
+        for (k, panel) in rest.iter().enumerate() {
             for i in 0..M {
-                let value = F::splat(simd, rows[i][k]);
+                let value = F::splat(simd, rows[i][count * STEP + k]);
                 for n in 0..N {
                     local[i][n] = F::fused_lanes(simd, value, panel[n], local[i][n]);
                 }
@@ -128,14 +150,19 @@ impl<F: Float, const N: usize> Tiles<'_, F, N> {
         sums: &mut [[F::Lanes<S>; N]; M],
     ) {
         let stride = self.a.stride;
-        let ahead = self.ahead.get(top..).unwrap_or_default();
+        let values = &self.a.values[top..];
+        let follows = match self.ahead {
+            // The next line of each column: tiles share lines.
+            Ahead::Rows => values.get(STEP..).unwrap_or_default(),
+            _ => &[],
+        };
+        let panel = F::as_lanes::<S>(self.panel).as_chunks::<N>().0;
         let mut local = *sums;
-        for k in 0..self.a.columns {
-            if let Some(value) = ahead.get(k * stride) {
+        for (k, panel) in panel[..self.a.columns].iter().enumerate() {
+            if let Some(value) = follows.get(k * stride) {
                 fetch::line(value);
             }
-            let panel = row::<F, S, N>(self.panel, k * self.panel_stride);
-            let column = &self.a.values[k * stride + top..][..M];
+            let column = &values[k * stride..][..M];
             for i in 0..M {
                 let value = F::splat(simd, column[i]);
                 for n in 0..N {
@@ -145,13 +172,6 @@ impl<F: Float, const N: usize> Tiles<'_, F, N> {
         }
         *sums = local;
     }
-}
-
-/// A row of a panel.
-#[inline(always)]
-fn row<F: Float, S: Simd, const N: usize>(panel: &[F], start: usize) -> [F::Lanes<S>; N] {
-    let values = &panel[start..][..N * F::lanes::<S>()];
-    F::as_lanes::<S>(values).as_chunks::<N>().0[0]
 }
 
 impl<F> Target<'_, F> {
