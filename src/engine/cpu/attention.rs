@@ -4,9 +4,9 @@
 //! Backward: `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = P (dP - rowsum(P dP))`,
 //! `dQ = dS K / sqrt(head size)`, `dK = dSᵀ Q / sqrt(head size)`.
 //!
-//! The rows of a head lie far apart, often at addresses that share a place in the cache: they
-//! are copied side by side first. `S`, `P` and their gradients lie transposed, keys by padded
-//! queries: so a lane belongs to a query, and the sums of a softmax go from vector to vector, not
+//! The rows of a head lie far apart, often at addresses that share a place in the cache: those
+//! that are read more than once are copied side by side first. `S`, `P` and their gradients lie transposed, keys by padded
+//! queries, which are zeros: so a lane belongs to a query, and the sums of a softmax go from vector to vector, not
 //! through a vector.
 //!
 //! # Source
@@ -58,44 +58,36 @@ impl Shape {
         (3 * sample + part as usize) * self.width + head * self.size
     }
 
-    /// Keys, queries and values of a head, copied side by side.
-    fn copied<'a, F: Float>(
+    /// Keys, queries or values of a head, where they lie.
+    fn in_place<'a, F>(
         &self,
-        qkv: &[F],
-        sample: usize,
-        head: usize,
-        scratch: &'a mut [F],
-    ) -> [Matrix<'a, F>; 3] {
-        let (key, scratch) = scratch.split_at_mut(self.head_len());
-        let (query, value) = scratch.split_at_mut(self.head_len());
-        let stride = 3 * self.samples * self.width;
-        let copy =
-            |part, rows, to| self.rows(&qkv[self.part(sample, head, part)..], stride, rows, to);
-        [
-            copy(Part::Key, self.tokens, key),
-            copy(Part::Query, self.queries, query),
-            copy(Part::Value, self.tokens, value),
-        ]
+        qkv: &'a [F],
+        (sample, head): (usize, usize),
+        part: Part,
+    ) -> Matrix<'a, F> {
+        let rows = if part == Part::Query { self.queries } else { self.tokens };
+        let values = &qkv[self.part(sample, head, part)..];
+        Matrix::strided(values, rows, self.size, 3 * self.samples * self.width)
     }
 
-    /// Rows of a head that begin every `stride` values, copied side by side.
-    fn rows<'a, F: Float>(
-        &self,
-        from: &[F],
-        stride: usize,
-        rows: usize,
-        to: &'a mut [F],
-    ) -> Matrix<'a, F> {
-        let to = &mut to[..rows * self.size];
-        for (from, to) in from.chunks(stride).zip(to.chunks_exact_mut(self.size)) {
-            let (from, from_rest) = from[..self.size].as_chunks::<LANES>();
+    /// Rows of a head side by side: a copy.
+    fn copied<'a, F: Float>(&self, from: Matrix<'_, F>, to: &'a mut [F]) -> Matrix<'a, F> {
+        let to = &mut to[..from.rows() * self.size];
+        for (from, to) in from.each_row().zip(to.chunks_exact_mut(self.size)) {
+            let (from, from_rest) = from.as_chunks::<LANES>();
             let (to, to_rest) = to.as_chunks_mut::<LANES>();
             for (from, to) in from.iter().zip(to) {
                 *to = *from;
             }
             to_rest.copy_from_slice(from_rest);
         }
-        Matrix::new(to, rows, self.size)
+        Matrix::new(to, from.rows(), self.size)
+    }
+
+    /// The same of what belongs to queries, with the padding, which holds zeros.
+    fn padded<'a, F: Float>(&self, from: Matrix<'_, F>, to: &'a mut [F]) -> Matrix<'a, F> {
+        self.copied(from, to);
+        Matrix::new(&to[..self.lanes * self.size], self.lanes, self.size)
     }
 
     /// Has the keys, queries and values of the head after this one fetched.
@@ -128,9 +120,9 @@ impl Shape {
         }
     }
 
-    /// Values of all tokens of a head.
+    /// Values of all tokens of a head, or of all queries with their padding.
     fn head_len(&self) -> usize {
-        self.tokens * self.size
+        self.tokens.max(self.lanes) * self.size
     }
 
     /// Position in the output of the values of a head of a sample.
@@ -158,9 +150,10 @@ enum Part {
 
 /// Values of scratch memory for attention, and for any product.
 pub(crate) fn scratch_len(shape: &AttentionShape) -> usize {
-    let head = shape.tokens.saturating_mul(shape.width / shape.heads.max(1));
-    let scores = shape.tokens.saturating_mul(padded(shape.queries));
-    SCRATCH.saturating_add(head.saturating_mul(4)).saturating_add(scores)
+    let lanes = padded(shape.queries);
+    let head = shape.tokens.max(lanes).saturating_mul(shape.width / shape.heads.max(1));
+    let scores = shape.tokens.saturating_mul(lanes);
+    SCRATCH.saturating_add(head.saturating_mul(3)).saturating_add(scores)
 }
 
 /// `out`, and the probabilities: `[samples][heads][tokens][padded queries]`.
@@ -178,14 +171,19 @@ impl<F: Float> Forward<'_, F> {
         let Self { shape, qkv, probabilities, out, scratch } = self;
         let Shape { tokens, queries, lanes, .. } = shape;
         let (scratch, own) = scratch.split_at_mut(SCRATCH);
+        let (own_query, own_value) = own.split_at_mut(shape.head_len());
+        own_query.fill(F::zero());
         for (sample, head, at) in shape.heads() {
-            let [key, query, value] = shape.copied(qkv, sample, head, own);
             shape.fetch_next(qkv, sample, head);
+            let [key, query, value] =
+                shape.parts().map(|(part, _)| shape.in_place(qkv, (sample, head), part));
             let p = &mut probabilities[at..][..tokens * lanes];
+            let query = shape.padded(query, own_query);
             multiply(p, lanes, key, query.transposed(), scratch);
             simd(Softmax { scale: shape.scale(), lanes, scores: p });
             let p = Matrix::strided(p, tokens, queries, lanes);
             let out = &mut out[shape.out(sample, head)..];
+            let value = shape.copied(value, own_value);
             multiply(out, shape.out_stride(), p.transposed(), value, scratch);
         }
     }
@@ -210,8 +208,9 @@ impl<F: Float> Backward<'_, F> {
         let (scratch, own) = scratch.split_at_mut(SCRATCH);
         let (ds, own) = own.split_at_mut(tokens * lanes);
         let (own_dout, own) = own.split_at_mut(shape.head_len());
+        let (own_key, own_query) = own.split_at_mut(shape.head_len());
+        own_dout.fill(F::zero());
         for (sample, head, at) in shape.heads() {
-            let [key, query, value] = shape.copied(qkv, sample, head, own);
             shape.fetch_next(qkv, sample, head);
             if let Some((sample, head)) = shape.next(sample, head) {
                 shape.fetch(&dout[shape.out(sample, head)..], shape.out_stride(), queries);
@@ -219,12 +218,17 @@ impl<F: Float> Backward<'_, F> {
             for (part, rows) in shape.parts() {
                 shape.fetch(&dqkv[shape.part(sample, head, part)..], stride, rows);
             }
+            let [key, query, value] =
+                shape.parts().map(|(part, _)| shape.in_place(qkv, (sample, head), part));
             let p = &probabilities[at..][..tokens * lanes];
             let dout = &dout[shape.out(sample, head)..];
-            let dout = shape.rows(dout, shape.out_stride(), queries, own_dout);
+            let dout = Matrix::strided(dout, queries, size, shape.out_stride());
+            let dout = shape.padded(dout, own_dout);
             multiply(ds, lanes, value, dout.transposed(), scratch);
-            simd(SoftmaxBackward { scale: shape.scale(), queries, lanes, p, dp: ds });
+            simd(SoftmaxBackward { scale: shape.scale(), lanes, p, dp: ds });
 
+            let (key, query) = (shape.copied(key, own_key), shape.copied(query, own_query));
+            let dout = dout.first_rows(queries);
             let ds = Matrix::strided(ds, tokens, queries, lanes);
             let p = Matrix::strided(p, tokens, queries, lanes);
             let mut set = |part, a, b| {
@@ -303,8 +307,6 @@ impl<F: Float> WithSimd for Softmax<'_, F> {
 /// `dp = scale p (dp - sum over rows of p dp)` for every lane by itself.
 struct SoftmaxBackward<'a, F> {
     scale: F,
-    /// Lanes that are not padding.
-    queries: usize,
     /// Values in a row.
     lanes: usize,
     p: &'a [F],
@@ -320,14 +322,6 @@ impl<F: Float> WithSimd for SoftmaxBackward<'_, F> {
         let (dp, _) = self.dp.as_chunks_mut::<LANES>();
         let vectors = self.lanes / LANES;
         for vector in 0..vectors {
-            // Padding is never set, and left to itself it would shrink to subnormal numbers,
-            // which are slow.
-            let mut scale = [F::zero(); LANES];
-            for (i, scale) in scale.iter_mut().enumerate() {
-                if vector * LANES + i < self.queries {
-                    *scale = self.scale;
-                }
-            }
             let rows = || p[vector..].iter().step_by(vectors);
             let mut sums = [F::zero(); LANES];
             for (p, dp) in rows().zip(dp[vector..].iter().step_by(vectors)) {
@@ -338,7 +332,7 @@ impl<F: Float> WithSimd for SoftmaxBackward<'_, F> {
             for (p, dp) in rows().zip(dp[vector..].iter_mut().step_by(vectors)) {
                 let mut ds = *dp;
                 for i in 0..LANES {
-                    ds[i] = p[i] * (ds[i] - sums[i]) * scale[i];
+                    ds[i] = p[i] * (ds[i] - sums[i]) * self.scale;
                 }
                 *dp = ds;
             }

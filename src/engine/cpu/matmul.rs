@@ -84,6 +84,20 @@ impl<'a, F> Matrix<'a, F> {
         Self { values, rows, columns, stride, transposed: false }
     }
 
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Its rows, which lie as such.
+    pub fn each_row(self) -> impl Iterator<Item = &'a [F]> {
+        self.values.chunks(self.stride).take(self.rows).map(move |row| &row[..self.columns])
+    }
+
+    /// The same without rows from `rows` on.
+    pub fn first_rows(self, rows: usize) -> Self {
+        Self { rows: self.rows.min(rows), ..self }
+    }
+
     pub fn columns(&self) -> usize {
         self.columns
     }
@@ -106,7 +120,7 @@ impl<'a, F> Matrix<'a, F> {
 pub(super) enum Right<'a, F> {
     /// Copied into panels, block by block.
     Matrix(Matrix<'a, F>),
-    /// All of it is in panels, made by [`Pack`].
+    /// All of it is in panels, made by [`Pack`]. What follows them is fetched with the last.
     Panels { values: &'a [F], rows: usize, columns: usize },
 }
 
@@ -208,6 +222,20 @@ impl<F: Float> Product<'_, F> {
             }
             b => b,
         };
+        let plain = matches!(finish, Finish::Nothing);
+        if plain && a.rows <= ROWS && inner <= DEPTH && columns <= widest {
+            // One panel, and one part of A: the rest would only take time.
+            let panel = match b {
+                Right::Panels { values, .. } => values,
+                Right::Matrix(b) => {
+                    simd.vectorize(Pack { b, panels: &mut *scratch });
+                    &*scratch
+                }
+            };
+            let (beside, first, valid) = (&[][..], 0, columns);
+            let target = Target { out, stride, start, bias, beside, first, valid };
+            return tiles::<F, S, N>(simd, a, panel, Ahead::Nothing, target);
+        }
         let depth = equal_parts(inner, DEPTH).next_multiple_of(STEP);
         let height = equal_parts(a.rows, ROWS).next_multiple_of(TILE);
         let copied = if matches!(b, Right::Matrix(_)) { scratch_len(inner, columns) } else { 0 };
@@ -218,7 +246,8 @@ impl<F: Float> Product<'_, F> {
             for k in (0..inner).step_by(depth) {
                 let deep = depth.min(inner - k);
                 if let Right::Matrix(b) = b {
-                    pack::panels(simd, &b, [k, column], [deep, end - column], widest, block);
+                    let (b, panels) = (b.part(k..k + deep, column..end), &mut *block);
+                    simd.vectorize(Pack { b, panels });
                 }
                 let fewer = if in_place { equal_parts(deep, DEPTH_IN_PLACE) } else { deep };
                 let side_by_side = deep.div_ceil(fewer);
@@ -268,7 +297,7 @@ impl<F: Float> Product<'_, F> {
                             valid,
                         };
                         tiles::<F, S, N>(simd, a, panel, ahead, target);
-                        if last && !matches!(finish, Finish::Nothing) {
+                        if last && !plain {
                             let [rows, columns] = [row..row + a.rows, first..first + valid];
                             let finish = &mut finish;
                             simd.vectorize(FinishPart { finish, rows, columns, out, stride });

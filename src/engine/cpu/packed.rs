@@ -18,10 +18,11 @@ pub(crate) struct PackedParameters<F> {
 pub(crate) struct Panels(HashMap<usize, usize>);
 
 impl Panels {
-    /// The panels of the transposed weight of a layer, `[inputs, outputs]`.
+    /// The panels of the transposed weight of a layer, `[inputs, outputs]`, with all that follows
+    /// them: mostly the next layer's.
     pub(super) fn of<'a, F>(&self, parameters: &'a [F], layer: &Linear) -> Right<'a, F> {
         let &Linear { weight, inputs, outputs, .. } = layer;
-        let values = &parameters[self.0[&weight]..][..panels_len(inputs, outputs)];
+        let values = &parameters[self.0[&weight]..];
         Right::Panels { values, rows: inputs, columns: outputs }
     }
 }

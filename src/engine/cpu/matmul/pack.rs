@@ -6,10 +6,11 @@ use super::{vectors, Matrix, ROWS, STEP};
 use crate::engine::cpu::padded;
 use crate::engine::Float;
 
-/// All of `b` in panels.
+/// All of `b` in panels a few vectors wide: row after row of a panel, padded with anything to whole
+/// vectors.
 pub(in crate::engine::cpu) struct Pack<'a, F> {
     pub b: Matrix<'a, F>,
-    /// [`panels_len`] values.
+    /// [`panels_len`] values or more.
     pub panels: &'a mut [F],
 }
 
@@ -23,45 +24,31 @@ impl<F: Float> WithSimd for Pack<'_, F> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { b, panels: values } = self;
-        let widest = vectors::<S>() * F::lanes::<S>();
-        panels(simd, &b, [0, 0], [b.rows, b.columns], widest, values);
-    }
-}
-
-/// Copies `deep` rows from `k` of columns from `first`, up to `columns` of them, into panels:
-/// row after row of up to `widest` values, padded with anything to whole vectors.
-#[inline(always)]
-pub(super) fn panels<F: Float, S: Simd>(
-    simd: S,
-    b: &Matrix<'_, F>,
-    [k, first]: [usize; 2],
-    [deep, columns]: [usize; 2],
-    widest: usize,
-    block: &mut [F],
-) {
-    let lanes = F::lanes::<S>();
-    if b.transposed {
-        for column in (0..columns).step_by(widest) {
-            let valid = widest.min(columns - column);
-            let width = valid.next_multiple_of(lanes);
-            let values = &b.values[(first + column) * b.stride + k..];
-            let panel = &mut block[column * deep..][..width * deep];
-            transpose(simd, values, b.stride, valid, (panel, width));
-        }
-        return;
-    }
-    for row in 0..deep {
-        let values = &b.values[(k + row) * b.stride + first..][..columns];
-        for (i, from) in values.chunks(widest).enumerate() {
-            let width = from.len().next_multiple_of(lanes);
-            let to = &mut block[i * widest * deep + row * width..][..width];
-            let (whole, to) = (F::as_lanes::<S>(from), F::as_mut_lanes::<S>(to));
-            for (to, &from) in to.iter_mut().zip(whole) {
-                *to = from;
+        let Self { b, panels } = self;
+        let lanes = F::lanes::<S>();
+        let widest = vectors::<S>() * lanes;
+        if b.transposed {
+            for column in (0..b.columns).step_by(widest) {
+                let valid = widest.min(b.columns - column);
+                let width = valid.next_multiple_of(lanes);
+                let values = &b.values[column * b.stride..];
+                let panel = &mut panels[column * b.rows..][..width * b.rows];
+                transpose(simd, values, b.stride, valid, (panel, width));
             }
-            if let Some(to) = to.get_mut(whole.len()) {
-                *to = F::partial_load(simd, &from[whole.len() * lanes..]);
+            return;
+        }
+        for row in 0..b.rows {
+            let values = &b.values[row * b.stride..][..b.columns];
+            for (i, from) in values.chunks(widest).enumerate() {
+                let width = from.len().next_multiple_of(lanes);
+                let to = &mut panels[i * widest * b.rows + row * width..][..width];
+                let (whole, to) = (F::as_lanes::<S>(from), F::as_mut_lanes::<S>(to));
+                for (to, &from) in to.iter_mut().zip(whole) {
+                    *to = from;
+                }
+                if let Some(to) = to.get_mut(whole.len()) {
+                    *to = F::partial_load(simd, &from[whole.len() * lanes..]);
+                }
             }
         }
     }
