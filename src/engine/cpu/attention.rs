@@ -90,13 +90,12 @@ impl Shape {
         Matrix::new(&to[..self.lanes * self.size], self.lanes, self.size)
     }
 
-    /// Has the keys, queries and values of the head after this one fetched.
-    fn fetch_next<F>(&self, qkv: &[F], sample: usize, head: usize) {
-        let Some((sample, head)) = self.next(sample, head) else { return };
+    /// Has keys, queries or values of a head of a sample fetched, or where their gradients go.
+    fn fetch_part<F>(&self, qkv: &[F], head: Option<(usize, usize)>, part: Part) {
+        let Some((sample, head)) = head else { return };
+        let rows = if part == Part::Query { self.queries } else { self.tokens };
         let stride = 3 * self.samples * self.width;
-        for (part, rows) in self.parts() {
-            self.fetch(&qkv[self.part(sample, head, part)..], stride, rows);
-        }
+        self.fetch(&qkv[self.part(sample, head, part)..], stride, rows);
     }
 
     /// The head after this one, and its sample.
@@ -106,11 +105,6 @@ impl Shape {
             (true, false) => Some((sample + 1, 0)),
             (false, false) => None,
         }
-    }
-
-    /// The parts of a row, and how many tokens have them.
-    fn parts(&self) -> [(Part, usize); 3] {
-        [(Part::Key, self.tokens), (Part::Query, self.queries), (Part::Value, self.tokens)]
     }
 
     /// Has rows of a head fetched that begin every `stride` values.
@@ -148,6 +142,9 @@ enum Part {
     Value,
 }
 
+/// All of them.
+const PARTS: [Part; 3] = [Part::Key, Part::Query, Part::Value];
+
 /// Values of scratch memory for attention, and for any product.
 pub(crate) fn scratch_len(shape: &AttentionShape) -> usize {
     let lanes = padded(shape.queries);
@@ -174,16 +171,18 @@ impl<F: Float> Forward<'_, F> {
         let (own_query, own_value) = own.split_at_mut(shape.head_len());
         own_query.fill(F::zero());
         for (sample, head, at) in shape.heads() {
-            shape.fetch_next(qkv, sample, head);
-            let [key, query, value] =
-                shape.parts().map(|(part, _)| shape.in_place(qkv, (sample, head), part));
+            let next = shape.next(sample, head);
+            let [key, query, value] = PARTS.map(|part| shape.in_place(qkv, (sample, head), part));
             let p = &mut probabilities[at..][..tokens * lanes];
             let query = shape.padded(query, own_query);
+            shape.fetch_part(qkv, next, Part::Key);
+            shape.fetch_part(qkv, next, Part::Query);
             multiply(p, lanes, key, query.transposed(), scratch);
             simd(Softmax { scale: shape.scale(), lanes, scores: p });
             let p = Matrix::strided(p, tokens, queries, lanes);
             let out = &mut out[shape.out(sample, head)..];
             let value = shape.copied(value, own_value);
+            shape.fetch_part(qkv, next, Part::Value);
             multiply(out, shape.out_stride(), p.transposed(), value, scratch);
         }
     }
@@ -211,35 +210,35 @@ impl<F: Float> Backward<'_, F> {
         let (own_key, own_query) = own.split_at_mut(shape.head_len());
         own_dout.fill(F::zero());
         for (sample, head, at) in shape.heads() {
-            shape.fetch_next(qkv, sample, head);
-            if let Some((sample, head)) = shape.next(sample, head) {
-                shape.fetch(&dout[shape.out(sample, head)..], shape.out_stride(), queries);
-            }
-            for (part, rows) in shape.parts() {
-                shape.fetch(&dqkv[shape.part(sample, head, part)..], stride, rows);
-            }
-            let [key, query, value] =
-                shape.parts().map(|(part, _)| shape.in_place(qkv, (sample, head), part));
+            let (own_place, next) = (Some((sample, head)), shape.next(sample, head));
+            let [key, query, value] = PARTS.map(|part| shape.in_place(qkv, (sample, head), part));
             let p = &probabilities[at..][..tokens * lanes];
+            let at_part = |part| shape.part(sample, head, part);
+            let all_dout = dout;
             let dout = &dout[shape.out(sample, head)..];
             let dout = Matrix::strided(dout, queries, size, shape.out_stride());
             let dout = shape.padded(dout, own_dout);
+            shape.fetch_part(dqkv, own_place, Part::Key);
+            shape.fetch_part(qkv, next, Part::Value);
             multiply(ds, lanes, value, dout.transposed(), scratch);
             simd(SoftmaxBackward { scale: shape.scale(), lanes, p, dp: ds });
 
-            let (key, query) = (shape.copied(key, own_key), shape.copied(query, own_query));
-            let dout = dout.first_rows(queries);
             let ds = Matrix::strided(ds, tokens, queries, lanes);
             let p = Matrix::strided(p, tokens, queries, lanes);
-            let mut set = |part, a, b| {
-                let dpart = &mut dqkv[shape.part(sample, head, part)..];
-                multiply(dpart, stride, a, b, scratch);
-            };
-            set(Part::Key, ds, query);
-            set(Part::Query, ds.transposed(), key);
-            set(Part::Value, p, dout);
+            let (key, query) = (shape.copied(key, own_key), shape.copied(query, own_query));
+            let dout = dout.first_rows(queries);
+            shape.fetch_part(dqkv, own_place, Part::Query);
+            shape.fetch_part(qkv, next, Part::Key);
+            multiply(&mut dqkv[at_part(Part::Key)..], stride, ds, query, scratch);
+            shape.fetch_part(dqkv, own_place, Part::Value);
+            shape.fetch_part(qkv, next, Part::Query);
+            multiply(&mut dqkv[at_part(Part::Query)..], stride, ds.transposed(), key, scratch);
+            if let Some((sample, head)) = next {
+                shape.fetch(&all_dout[shape.out(sample, head)..], shape.out_stride(), queries);
+            }
+            multiply(&mut dqkv[at_part(Part::Value)..], stride, p, dout, scratch);
             for token in queries..tokens {
-                let dquery = shape.part(sample, head, Part::Query) + token * stride;
+                let dquery = at_part(Part::Query) + token * stride;
                 dqkv[dquery..][..size].fill(F::zero());
             }
         }
