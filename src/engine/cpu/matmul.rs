@@ -241,8 +241,11 @@ impl<F: Float> Product<'_, F> {
         let copied = if matches!(b, Right::Matrix(_)) { scratch_len(inner, columns) } else { 0 };
         let (block, copy) = scratch.split_at_mut(copied);
         let in_place = a.transposed && (TILE..=PAGE / size_of::<F>()).contains(&a.stride);
-        for column in (0..columns).step_by(COLUMNS) {
-            let end = columns.min(column + COLUMNS);
+        // Panels that few rows go past are read once, one after the other, as they lie.
+        let few = matches!(b, Right::Panels { .. }) && a.rows <= ROWS;
+        let wide = if few { widest } else { COLUMNS };
+        for column in (0..columns).step_by(wide) {
+            let end = columns.min(column + wide);
             for k in (0..inner).step_by(depth) {
                 let deep = depth.min(inner - k);
                 if let Right::Matrix(b) = b {
@@ -266,28 +269,21 @@ impl<F: Float> Product<'_, F> {
                         let valid = widest.min(end - first);
                         let width = valid.next_multiple_of(lanes);
                         let len = width * a.columns;
-                        let (panel, ahead) = match b {
+                        let panel = match b {
                             Right::Matrix(_) => {
-                                let panel = (first - column) * deep + (from - k) * width;
-                                // In the cache from the first panel on.
-                                let ahead = match first == column && (in_place || !a.transposed) {
-                                    true => Ahead::Rows,
-                                    false => Ahead::Nothing,
-                                };
-                                (&block[panel..][..len], ahead)
+                                &block[(first - column) * deep + (from - k) * width..]
                             }
-                            Right::Panels { values, .. } => {
-                                let panel = &values[first * inner + from * width..][..len];
-                                // The same inner indices of the next panel, mostly. One row
-                                // goes past so fast that a processor fetches better itself.
-                                let next = (first + width) * inner + from * width;
-                                let next = values.get(next..).unwrap_or_default();
-                                let ahead = match a.rows {
-                                    1 => Ahead::Nothing,
-                                    _ => Ahead::Values(&next[..next.len().min(len)]),
-                                };
-                                (panel, ahead)
-                            }
+                            Right::Panels { values, .. } => &values[first * inner + from * width..],
+                        };
+                        let (panel, follows) = panel.split_at(len);
+                        let ahead = if few && a.rows > 1 {
+                            Ahead::Values(&follows[..follows.len().min(len)])
+                        } else if !few && first == column && (in_place || !a.transposed) {
+                            // In the cache from the first panel on.
+                            Ahead::Rows
+                        } else {
+                            // A single row goes past so fast that a processor fetches better itself.
+                            Ahead::Nothing
                         };
                         let place = row * stride;
                         let last = from + a.columns == inner;
