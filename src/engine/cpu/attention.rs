@@ -5,9 +5,9 @@
 //! `dQ = dS K / sqrt(head size)`, `dK = dSᵀ Q / sqrt(head size)`.
 //!
 //! The rows of a head lie far apart, often at addresses that share a place in the cache: those
-//! that are read more than once are copied side by side first. `S`, `P` and their gradients lie transposed, keys by padded
-//! queries, which are zeros: so a lane belongs to a query, and the sums of a softmax go from vector to vector, not
-//! through a vector.
+//! that are read more than once are copied side by side first. `S`, `P` and their gradients lie
+//! transposed, keys by queries, which are padded with zeros: so a lane belongs to a query, and the
+//! sums of a softmax go from vector to vector, not through a vector.
 //!
 //! # Source
 //! Vaswani et al. 2017, arXiv:1706.03762.
@@ -93,9 +93,13 @@ impl Shape {
     /// Has keys, queries or values of a head of a sample fetched, or where their gradients go.
     fn fetch_part<F>(&self, qkv: &[F], head: Option<(usize, usize)>, part: Part) {
         let Some((sample, head)) = head else { return };
-        let rows = if part == Part::Query { self.queries } else { self.tokens };
-        let stride = 3 * self.samples * self.width;
-        self.fetch(&qkv[self.part(sample, head, part)..], stride, rows);
+        fetch_rows(self.in_place(qkv, (sample, head), part));
+    }
+
+    /// The output of a head of a sample, or its gradient, where it lies.
+    fn out_in_place<'a, F>(&self, out: &'a [F], sample: usize, head: usize) -> Matrix<'a, F> {
+        let values = &out[self.out(sample, head)..];
+        Matrix::strided(values, self.queries, self.size, self.out_stride())
     }
 
     /// The head after this one, and its sample.
@@ -104,13 +108,6 @@ impl Shape {
             (_, true) => Some((sample, head + 1)),
             (true, false) => Some((sample + 1, 0)),
             (false, false) => None,
-        }
-    }
-
-    /// Has rows of a head fetched that begin every `stride` values.
-    fn fetch<F>(&self, from: &[F], stride: usize, rows: usize) {
-        for row in from.chunks(stride).take(rows) {
-            fetch::row(&row[..self.size]);
         }
     }
 
@@ -214,19 +211,16 @@ impl<F: Float> Backward<'_, F> {
             let [key, query, value] = PARTS.map(|part| shape.in_place(qkv, (sample, head), part));
             let p = &probabilities[at..][..tokens * lanes];
             let at_part = |part| shape.part(sample, head, part);
-            let all_dout = dout;
-            let dout = &dout[shape.out(sample, head)..];
-            let dout = Matrix::strided(dout, queries, size, shape.out_stride());
-            let dout = shape.padded(dout, own_dout);
+            let own_dout = shape.padded(shape.out_in_place(dout, sample, head), own_dout);
             shape.fetch_part(dqkv, own_place, Part::Key);
             shape.fetch_part(qkv, next, Part::Value);
-            multiply(ds, lanes, value, dout.transposed(), scratch);
+            multiply(ds, lanes, value, own_dout.transposed(), scratch);
             simd(SoftmaxBackward { scale: shape.scale(), lanes, p, dp: ds });
 
             let ds = Matrix::strided(ds, tokens, queries, lanes);
             let p = Matrix::strided(p, tokens, queries, lanes);
             let (key, query) = (shape.copied(key, own_key), shape.copied(query, own_query));
-            let dout = dout.first_rows(queries);
+            let own_dout = own_dout.first_rows(queries);
             shape.fetch_part(dqkv, own_place, Part::Query);
             shape.fetch_part(qkv, next, Part::Key);
             multiply(&mut dqkv[at_part(Part::Key)..], stride, ds, query, scratch);
@@ -234,15 +228,20 @@ impl<F: Float> Backward<'_, F> {
             shape.fetch_part(qkv, next, Part::Query);
             multiply(&mut dqkv[at_part(Part::Query)..], stride, ds.transposed(), key, scratch);
             if let Some((sample, head)) = next {
-                shape.fetch(&all_dout[shape.out(sample, head)..], shape.out_stride(), queries);
+                fetch_rows(shape.out_in_place(dout, sample, head));
             }
-            multiply(&mut dqkv[at_part(Part::Value)..], stride, p, dout, scratch);
+            multiply(&mut dqkv[at_part(Part::Value)..], stride, p, own_dout, scratch);
             for token in queries..tokens {
                 let dquery = at_part(Part::Query) + token * stride;
                 dqkv[dquery..][..size].fill(F::zero());
             }
         }
     }
+}
+
+/// Has the rows of a matrix fetched.
+fn fetch_rows<F>(matrix: Matrix<'_, F>) {
+    matrix.each_row().for_each(fetch::row);
 }
 
 /// `out = a b`.
