@@ -13,14 +13,15 @@
 #![allow(clippy::needless_range_loop, clippy::manual_memcpy)]
 
 mod pack;
+mod packed;
 mod tile;
 
 use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-pub(super) use self::pack::{panels_len, Pack};
-use self::tile::{Ahead, Target, Tiles};
+pub(super) use self::pack::{panels_len, Pack, PANEL};
+use self::tile::{Target, Tiles};
 use super::gelu::Finish;
 use super::simd;
 use crate::engine::{Float, Write};
@@ -120,7 +121,8 @@ impl<'a, F> Matrix<'a, F> {
 pub(super) enum Right<'a, F> {
     /// Copied into panels, block by block.
     Matrix(Matrix<'a, F>),
-    /// All of it is in panels, made by [`Pack`]. What follows them is fetched with the last.
+    /// All of it is in panels of [`PANEL`] columns, made by [`Pack`]. What follows them is fetched
+    /// with the last.
     Panels { values: &'a [F], rows: usize, columns: usize },
 }
 
@@ -208,104 +210,118 @@ impl<F: Float> Product<'_, F> {
     /// Multiplies block by block, with panels of up to `N` vectors.
     #[inline(always)]
     fn run<S: Simd, const N: usize>(self, simd: S) {
-        let Self { out, stride, start, a, b, bias, mut finish, scratch } = self;
+        let Self { out, stride, start, a, b, bias, finish, scratch } = self;
         let [inner, columns] = b.shape();
         assert_eq!(a.columns, inner, "inner lengths of a product");
         assert!(stride >= columns, "rows of a product overlap");
-        let (lanes, widest) = (F::lanes::<S>(), N * F::lanes::<S>());
+        let mut output = Output { values: out, stride, start, bias, finish };
         let b = match b {
-            // All of it is a panel as it lies.
-            Right::Matrix(Matrix { values, rows, columns, stride, transposed: false })
-                if stride == columns && columns <= widest && columns.is_multiple_of(lanes) =>
-            {
-                Right::Panels { values, rows, columns }
+            Right::Matrix(b) => b,
+            Right::Panels { values, .. } => {
+                let b = packed::Panels { values, inner, columns };
+                return packed::multiply(simd, a, b, output, scratch);
             }
-            b => b,
         };
-        let plain = matches!(finish, Finish::Nothing);
-        if plain && a.rows <= ROWS && inner <= DEPTH && columns <= widest {
+        let (lanes, widest) = (F::lanes::<S>(), N * F::lanes::<S>());
+        // All of it may be a panel as it lies.
+        let is_panel = !b.transposed && b.stride == columns && columns <= widest;
+        let whole = (is_panel && columns.is_multiple_of(lanes)).then_some(b.values);
+        if output.is_plain() && a.rows <= ROWS && inner <= DEPTH && columns <= widest {
             // One panel, and one part of A: the rest would only take time.
-            let panel = match b {
-                Right::Panels { values, .. } => values,
-                Right::Matrix(b) => {
-                    simd.vectorize(Pack { b, panels: &mut *scratch });
-                    &*scratch
-                }
-            };
-            let (beside, first, valid) = (&[][..], 0, columns);
-            let target = Target { out, stride, start, bias, beside, first, valid };
-            return tiles::<F, S, N>(simd, a, panel, Ahead::Nothing, target);
+            let panel = whole.unwrap_or_else(|| {
+                simd.vectorize(Pack { b, width: widest, multiple: lanes, panels: &mut *scratch });
+                &*scratch
+            });
+            let target = output.target(0..a.rows, 0..columns, true, true);
+            return tiles::<F, S, N>(simd, a, panel, false, target);
         }
         let depth = equal_parts(inner, DEPTH).next_multiple_of(STEP);
         let height = equal_parts(a.rows, ROWS).next_multiple_of(TILE);
-        let copied = if matches!(b, Right::Matrix(_)) { scratch_len(inner, columns) } else { 0 };
-        let (block, copy) = scratch.split_at_mut(copied);
+        let (block, copy) = scratch.split_at_mut(scratch_len(inner, columns));
         let in_place = a.transposed && (TILE..=PAGE / size_of::<F>()).contains(&a.stride);
-        // Panels that few rows go past are read once, one after the other, as they lie.
-        let few = matches!(b, Right::Panels { .. }) && a.rows <= ROWS;
-        let wide = if few { widest } else { COLUMNS };
-        for column in (0..columns).step_by(wide) {
-            let end = columns.min(column + wide);
+        for column in (0..columns).step_by(COLUMNS) {
+            let end = columns.min(column + COLUMNS);
             for k in (0..inner).step_by(depth) {
                 let deep = depth.min(inner - k);
-                if let Right::Matrix(b) = b {
+                if whole.is_none() {
                     let (b, panels) = (b.part(k..k + deep, column..end), &mut *block);
-                    simd.vectorize(Pack { b, panels });
+                    simd.vectorize(Pack { b, width: widest, multiple: lanes, panels });
                 }
                 let fewer = if in_place { equal_parts(deep, DEPTH_IN_PLACE) } else { deep };
                 let side_by_side = deep.div_ceil(fewer);
                 let parts = a.rows.div_ceil(height) * side_by_side;
-                let part = |i: usize| {
+                for i in 0..parts {
                     let (row, from) = (i / side_by_side * height, k + i % side_by_side * fewer);
                     let rows = row..a.rows.min(row + height);
-                    (row, from, a.part(rows, from..(k + deep).min(from + fewer)))
-                };
-                for i in 0..parts {
-                    let (row, from, mut a) = part(i);
+                    let mut a = a.part(rows.clone(), from..(k + deep).min(from + fewer));
                     if a.transposed && !in_place {
                         a = pack::columns(a, copy);
                     }
                     for first in (column..end).step_by(widest) {
-                        let valid = widest.min(end - first);
-                        let width = valid.next_multiple_of(lanes);
-                        let len = width * a.columns;
-                        let panel = match b {
-                            Right::Matrix(_) => {
-                                &block[(first - column) * deep + (from - k) * width..]
-                            }
-                            Right::Panels { values, .. } => &values[first * inner + from * width..],
+                        let columns = first..end.min(first + widest);
+                        let width = columns.len().next_multiple_of(lanes);
+                        let panel = match whole {
+                            Some(values) => &values[from * width..],
+                            None => &block[(first - column) * deep + (from - k) * width..],
                         };
-                        let (panel, follows) = panel.split_at(len);
-                        let ahead = if few && a.rows > 1 {
-                            Ahead::Values(&follows[..follows.len().min(len)])
-                        } else if !few && first == column && (in_place || !a.transposed) {
-                            // In the cache from the first panel on.
-                            Ahead::Rows
-                        } else {
-                            // A single row goes past so fast that a processor fetches better itself.
-                            Ahead::Nothing
-                        };
-                        let place = row * stride;
+                        // In the cache from the first panel on.
+                        let ahead = first == column && (in_place || !a.transposed);
                         let last = from + a.columns == inner;
-                        let beside = if last { finish.beside() } else { &[] };
-                        let target = Target {
-                            out: &mut out[place..],
-                            stride,
-                            start: if from == 0 { start.at(place) } else { Start::Output },
-                            bias: bias.filter(|_| from == 0).map(|bias| &bias[first..][..valid]),
-                            beside: beside.get(place..).unwrap_or_default(),
-                            first,
-                            valid,
-                        };
-                        tiles::<F, S, N>(simd, a, panel, ahead, target);
-                        if last && !plain {
-                            let [rows, columns] = [row..row + a.rows, first..first + valid];
-                            let finish = &mut finish;
-                            simd.vectorize(FinishPart { finish, rows, columns, out, stride });
+                        let target = output.target(rows.clone(), columns.clone(), from == 0, last);
+                        tiles::<F, S, N>(simd, a, &panel[..width * a.columns], ahead, target);
+                        if last {
+                            output.finish(simd, rows.clone(), columns);
                         }
                     }
                 }
             }
+        }
+    }
+}
+
+/// What a product is written to.
+struct Output<'a, F> {
+    /// Rows that begin every `stride` values.
+    values: &'a mut [F],
+    stride: usize,
+    start: Start<'a, F>,
+    bias: Option<&'a [F]>,
+    finish: Finish<'a, F>,
+}
+
+impl<F: Float> Output<'_, F> {
+    /// Whether sums are not finished.
+    fn is_plain(&self) -> bool {
+        matches!(self.finish, Finish::Nothing)
+    }
+
+    /// A part of it, for the first or the last of the inner indices or others.
+    fn target(
+        &mut self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        is_first: bool,
+        is_last: bool,
+    ) -> Target<'_, F> {
+        let place = rows.start * self.stride;
+        let beside = if is_last { self.finish.beside() } else { &[] };
+        Target {
+            out: &mut self.values[place..],
+            stride: self.stride,
+            start: if is_first { self.start.at(place) } else { Start::Output },
+            bias: self.bias.filter(|_| is_first).map(|bias| &bias[columns.clone()]),
+            beside: beside.get(place..).unwrap_or_default(),
+            first: columns.start,
+            valid: columns.len(),
+        }
+    }
+
+    /// Finishes a part that has been summed.
+    #[inline(always)]
+    fn finish<S: Simd>(&mut self, simd: S, rows: Range<usize>, columns: Range<usize>) {
+        if !self.is_plain() {
+            let Self { values: out, stride, finish, .. } = self;
+            simd.vectorize(FinishPart { finish, rows, columns, out, stride: *stride });
         }
     }
 }
@@ -316,7 +332,7 @@ fn tiles<F: Float, S: Simd, const N: usize>(
     simd: S,
     a: Matrix<'_, F>,
     panel: &[F],
-    ahead: Ahead<'_, F>,
+    ahead: bool,
     target: Target<'_, F>,
 ) {
     match target.valid.div_ceil(F::lanes::<S>()) {
@@ -401,7 +417,7 @@ mod tests {
             for (starts, with_bias) in [(0, true), (1, false), (2, true)] {
                 let right = matrix(&b, b_by_columns, inner, columns);
                 let mut values = vec![F::nan(); panels_len(inner, columns)];
-                simd(Pack { b: right, panels: &mut values });
+                simd(Pack { b: right, width: PANEL, multiple: PANEL, panels: &mut values });
                 let panels = Right::Panels { values: &values, rows: inner, columns };
                 let mut out = Vec::new();
                 let mut product = |b| {
@@ -419,7 +435,9 @@ mod tests {
                     out.clone()
                 };
                 let out = product(right.into());
-                assert_eq!(out, product(panels), "{rows} {inner} {columns} from panels");
+                if !by_columns {
+                    assert_eq!(out, product(panels), "{rows} {inner} {columns} from panels");
+                }
                 for (i, &found) in out.iter().enumerate() {
                     let (r, c) = (i / columns, i % columns);
                     let mut sum: F = (0..inner)
@@ -458,6 +476,18 @@ mod tests {
             products_are_exact::<f32>(shape);
             products_are_exact::<f64>(shape);
         }
+    }
+
+    #[test]
+    fn products_of_few_rows_are_exact_on_every_instruction_set() {
+        crate::engine::cpu::on_each_instruction_set(|_| {
+            for rows in (1..34).chain([57, 85, 113, 120]) {
+                products_are_exact::<f32>([rows, 21, 70]);
+                products_are_exact::<f64>([rows, 18, 33]);
+            }
+            // Transposed rows that the scratch memory does not hold.
+            products_are_exact::<f32>([40, 4200, 19]);
+        });
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::matmul::{panels_len, Pack, Right};
+use super::matmul::{panels_len, Pack, Right, PANEL};
 use super::{simd, weight, AlignedBuffer, LANES};
 use crate::engine::{EngineError, Float, Linear};
 
@@ -51,7 +51,8 @@ impl<F: Float> PackedParameters<F> {
         for layer in layers {
             let len = panels_len(layer.inputs, layer.outputs);
             let panels = &mut all[panels[&layer.weight]..][..len];
-            simd(Pack { b: weight(parameters, layer).transposed(), panels });
+            let b = weight(parameters, layer).transposed();
+            simd(Pack { b, width: PANEL, multiple: PANEL, panels });
         }
         Ok(Self { values, panels: Panels(panels) })
     }

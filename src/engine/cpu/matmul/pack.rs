@@ -2,14 +2,20 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::{vectors, Matrix, ROWS, STEP};
+use super::{Matrix, ROWS, STEP};
 use crate::engine::cpu::padded;
 use crate::engine::Float;
 
-/// All of `b` in panels a few vectors wide: row after row of a panel, padded with anything to whole
-/// vectors.
+/// Columns of a panel of weights that are packed once: a vector, or a few, on any machine.
+pub(in crate::engine::cpu) const PANEL: usize = 16;
+
+/// All of `b` in panels: row after row of a panel. The last is padded with anything.
 pub(in crate::engine::cpu) struct Pack<'a, F> {
     pub b: Matrix<'a, F>,
+    /// Columns of a panel.
+    pub width: usize,
+    /// Of what the columns of the last panel are a multiple.
+    pub multiple: usize,
     /// [`panels_len`] values or more.
     pub panels: &'a mut [F],
 }
@@ -24,13 +30,12 @@ impl<F: Float> WithSimd for Pack<'_, F> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { b, panels } = self;
+        let Self { b, width: widest, multiple, panels } = self;
         let lanes = F::lanes::<S>();
-        let widest = vectors::<S>() * lanes;
         if b.transposed {
             for column in (0..b.columns).step_by(widest) {
                 let valid = widest.min(b.columns - column);
-                let width = valid.next_multiple_of(lanes);
+                let width = valid.next_multiple_of(multiple);
                 let values = &b.values[column * b.stride..];
                 let panel = &mut panels[column * b.rows..][..width * b.rows];
                 transpose(simd, values, b.stride, valid, (panel, width));
@@ -40,7 +45,7 @@ impl<F: Float> WithSimd for Pack<'_, F> {
         for row in 0..b.rows {
             let values = &b.values[row * b.stride..][..b.columns];
             for (i, from) in values.chunks(widest).enumerate() {
-                let width = from.len().next_multiple_of(lanes);
+                let width = from.len().next_multiple_of(multiple);
                 let to = &mut panels[i * widest * b.rows + row * width..][..width];
                 let (whole, to) = (F::as_lanes::<S>(from), F::as_mut_lanes::<S>(to));
                 for (to, &from) in to.iter_mut().zip(whole) {
@@ -105,4 +110,15 @@ pub(super) fn columns<'a, F: Float>(a: Matrix<'_, F>, copy: &'a mut [F]) -> Matr
         }
     }
     Matrix { values: copy, stride: ROWS, ..a }
+}
+
+/// `to[k * width + i] = a[i, k]`, padded with anything.
+#[inline(always)]
+pub(super) fn columns_of_rows<F: Float, S: Simd>(
+    simd: S,
+    a: Matrix<'_, F>,
+    width: usize,
+    to: &mut [F],
+) {
+    transpose(simd, a.values, a.stride, a.rows, (&mut to[..a.columns * width], width));
 }

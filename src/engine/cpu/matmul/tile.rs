@@ -22,21 +22,12 @@ pub(super) struct Target<'a, F> {
     pub valid: usize,
 }
 
-/// What comes to the cache while a panel is multiplied.
-#[derive(Clone, Copy)]
-pub(super) enum Ahead<'a, F> {
-    Nothing,
-    /// The rows of `A` that follow each tile.
-    Rows,
-    /// Some other values.
-    Values(&'a [F]),
-}
-
 /// `A` times a panel of `N` vectors. A function of its own, so that its loops get all registers.
 pub(super) struct Tiles<'a, F, const N: usize> {
     pub a: Matrix<'a, F>,
     pub panel: &'a [F],
-    pub ahead: Ahead<'a, F>,
+    /// Whether the rows of `A` that follow each tile are fetched meanwhile.
+    pub ahead: bool,
     pub target: Target<'a, F>,
 }
 
@@ -50,20 +41,13 @@ impl<F: Float, const N: usize> WithSimd for Tiles<'_, F, N> {
         for tile in 0..tiles {
             // No row is computed in vain: tiles are of two heights where they cannot be equal.
             let height = (self.a.rows - top).div_ceil(tiles - tile);
-            let ahead = match self.ahead {
-                Ahead::Values(values) => {
-                    let len = values.len();
-                    &values[len * tile / tiles..len * (tile + 1) / tiles]
-                }
-                _ => &[],
-            };
             match height {
-                1 => self.tile::<S, 1>(simd, top, ahead),
-                2 => self.tile::<S, 2>(simd, top, ahead),
-                3 => self.tile::<S, 3>(simd, top, ahead),
-                4 => self.tile::<S, 4>(simd, top, ahead),
-                5 => self.tile::<S, 5>(simd, top, ahead),
-                TILE => self.tile::<S, TILE>(simd, top, ahead),
+                1 => self.tile::<S, 1>(simd, top),
+                2 => self.tile::<S, 2>(simd, top),
+                3 => self.tile::<S, 3>(simd, top),
+                4 => self.tile::<S, 4>(simd, top),
+                5 => self.tile::<S, 5>(simd, top),
+                TILE => self.tile::<S, TILE>(simd, top),
                 more => unreachable!("a tile of {more} rows"),
             }
             top += height;
@@ -74,15 +58,15 @@ impl<F: Float, const N: usize> WithSimd for Tiles<'_, F, N> {
 impl<F: Float, const N: usize> Tiles<'_, F, N> {
     /// A tile of `M` rows from `top`.
     #[inline(always)]
-    fn tile<S: Simd, const M: usize>(&mut self, simd: S, top: usize, ahead: &[F]) {
-        self.target.fetch(top, M);
+    fn tile<S: Simd, const M: usize>(&mut self, simd: S, top: usize) {
+        self.target.fetch(top..top + M);
         let mut sums = [[F::splat(simd, F::zero()); N]; M];
         if self.a.transposed {
             self.column_sums(simd, top, &mut sums);
         } else {
-            self.row_sums(simd, top, ahead, &mut sums);
+            self.row_sums(simd, top, &mut sums);
         }
-        store(simd, &sums, top, &mut self.target);
+        store(simd, &sums, top..top + M, &mut self.target);
     }
 
     /// `sums[i] = sum over k of A[top + i, k] panel[k]`, where `A` lies row by row.
@@ -91,7 +75,6 @@ impl<F: Float, const N: usize> Tiles<'_, F, N> {
         &self,
         simd: S,
         top: usize,
-        ahead: &[F],
         sums: &mut [[F::Lanes<S>; N]; M],
     ) {
         let deep = self.a.columns;
@@ -101,19 +84,16 @@ impl<F: Float, const N: usize> Tiles<'_, F, N> {
             rows[i] = &self.a.values[(top + i) * self.a.stride..][..deep];
             steps[i] = rows[i].as_chunks().0;
         }
-        let (lines, _) = ahead.as_chunks::<STEP>();
         let count = deep / STEP;
         let follows = match self.ahead {
-            Ahead::Rows => self.a.values.get((top + M) * self.a.stride..).unwrap_or_default(),
-            _ => &[],
+            true => self.a.values.get((top + M) * self.a.stride..).unwrap_or_default(),
+            false => &[],
         };
         // A local copy stays in registers.
         let mut local = *sums;
         let panel = F::as_lanes::<S>(self.panel).as_chunks::<N>().0;
         let (panels, rest) = panel[..deep].as_chunks::<STEP>();
         for (step, panel) in panels.iter().enumerate() {
-            let lines = &lines[lines.len() * step / count..lines.len() * (step + 1) / count];
-            fetch::row(lines.as_flattened());
             if !follows.is_empty() {
                 for i in 0..M {
                     if let Some(value) = follows.get(i * self.a.stride + step * STEP) {
@@ -153,8 +133,8 @@ impl<F: Float, const N: usize> Tiles<'_, F, N> {
         let values = &self.a.values[top..];
         let follows = match self.ahead {
             // The next line of each column: tiles share lines.
-            Ahead::Rows => values.get(STEP..).unwrap_or_default(),
-            _ => &[],
+            true => values.get(STEP..).unwrap_or_default(),
+            false => &[],
         };
         let panel = F::as_lanes::<S>(self.panel).as_chunks::<N>().0;
         let mut local = *sums;
@@ -177,8 +157,8 @@ impl<F: Float, const N: usize> Tiles<'_, F, N> {
 impl<F> Target<'_, F> {
     /// Has some rows fetched, and what is beside them.
     #[inline(always)]
-    fn fetch(&self, top: usize, height: usize) {
-        for row in top..top + height {
+    pub(super) fn fetch(&self, rows: Range<usize>) {
+        for row in rows {
             let place = row * self.stride + self.first;
             fetch::row(&self.out[place..][..self.valid]);
             fetch::row(self.beside.get(place..place + self.valid).unwrap_or_default());
@@ -186,12 +166,12 @@ impl<F> Target<'_, F> {
     }
 }
 
-/// Writes the rows of a tile.
+/// Writes the rows of a tile, but for those that are padding.
 #[inline(always)]
-fn store<F: Float, S: Simd, const N: usize, const M: usize>(
+pub(super) fn store<F: Float, S: Simd, const N: usize, const M: usize>(
     simd: S,
     sums: &[[F::Lanes<S>; N]; M],
-    top: usize,
+    rows: Range<usize>,
     target: &mut Target<'_, F>,
 ) {
     let lanes = F::lanes::<S>();
@@ -199,7 +179,10 @@ fn store<F: Float, S: Simd, const N: usize, const M: usize>(
     let whole = target.valid == width;
     let bias = target.bias.filter(|_| whole).map(|bias| &F::as_lanes::<S>(bias)[..N]);
     for i in 0..M {
-        let place = (top + i) * target.stride + target.first;
+        if i == rows.len() {
+            break;
+        }
+        let place = (rows.start + i) * target.stride + target.first;
         if !whole {
             for n in 0..N {
                 let columns = (n * lanes).min(target.valid)..target.valid.min((n + 1) * lanes);
