@@ -21,7 +21,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 pub(super) use self::pack::{panels_len, Pack, PANEL};
-use self::tile::{Target, Tiles};
+use self::tile::{Ahead, Target, Tiles};
 use super::gelu::Finish;
 use super::simd;
 use crate::engine::{Float, Write};
@@ -233,12 +233,15 @@ impl<F: Float> Product<'_, F> {
                 &*scratch
             });
             let target = output.target(0..a.rows, 0..columns, true, true);
-            return tiles::<F, S, N>(simd, a, panel, false, target);
+            let nothing = &mut [Ahead::NOTHING; 2];
+            return tiles::<F, S, N>(simd, a, panel, (false, nothing), target);
         }
-        let depth = equal_parts(inner, DEPTH).next_multiple_of(STEP);
+        // Columns of A that go past few panels are read where they lie.
+        let in_place = columns <= 2 * widest && a.stride <= PAGE / size_of::<F>();
+        let most = if a.transposed && in_place { DEPTH_IN_PLACE } else { DEPTH };
+        let depth = equal_parts(inner, most).next_multiple_of(STEP);
         let height = equal_parts(a.rows, ROWS).next_multiple_of(TILE);
         let (block, copy) = scratch.split_at_mut(scratch_len(inner, columns));
-        let in_place = a.transposed && (TILE..=PAGE / size_of::<F>()).contains(&a.stride);
         for column in (0..columns).step_by(COLUMNS) {
             let end = columns.min(column + COLUMNS);
             for k in (0..inner).step_by(depth) {
@@ -247,28 +250,49 @@ impl<F: Float> Product<'_, F> {
                     let (b, panels) = (b.part(k..k + deep, column..end), &mut *block);
                     simd.vectorize(Pack { b, width: widest, multiple: lanes, panels });
                 }
-                let fewer = if in_place { equal_parts(deep, DEPTH_IN_PLACE) } else { deep };
-                let side_by_side = deep.div_ceil(fewer);
-                let parts = a.rows.div_ceil(height) * side_by_side;
-                for i in 0..parts {
-                    let (row, from) = (i / side_by_side * height, k + i % side_by_side * fewer);
+                // The block of B that follows, and the rows of A that go past it first.
+                let next = match k + deep {
+                    next if next < inner => Some((next, column, end)),
+                    _ if end < columns => Some((0, end, columns.min(end + COLUMNS))),
+                    _ => None,
+                };
+                let all = deep * (end - column).div_ceil(widest) * a.rows.div_ceil(TILE);
+                let mut ahead = [Ahead::NOTHING; 2];
+                if let Some((k, column, end)) = next.filter(|_| a.transposed) {
+                    ahead[0] = Ahead::new(b.part(k..inner.min(k + depth), column..end), all);
+                }
+                for row in (0..a.rows).step_by(height) {
                     let rows = row..a.rows.min(row + height);
-                    let mut a = a.part(rows.clone(), from..(k + deep).min(from + fewer));
-                    if a.transposed && !in_place {
-                        a = pack::columns(a, copy);
+                    let mut part = a.part(rows.clone(), k..k + deep);
+                    if a.transposed {
+                        if !in_place {
+                            part = pack::columns(part, copy);
+                        }
+                        let work = all / a.rows.div_ceil(height);
+                        let follows = match next {
+                            _ if rows.end < a.rows => {
+                                Some(a.part(rows.end..a.rows.min(rows.end + height), k..k + deep))
+                            }
+                            Some((k, ..)) => {
+                                Some(a.part(0..height.min(a.rows), k..inner.min(k + depth)))
+                            }
+                            None => None,
+                        };
+                        ahead[1] = follows.map_or(Ahead::NOTHING, |a| Ahead::new(a, work));
                     }
                     for first in (column..end).step_by(widest) {
                         let columns = first..end.min(first + widest);
                         let width = columns.len().next_multiple_of(lanes);
                         let panel = match whole {
-                            Some(values) => &values[from * width..],
-                            None => &block[(first - column) * deep + (from - k) * width..],
+                            Some(values) => &values[k * width..],
+                            None => &block[(first - column) * deep..],
                         };
+                        let panel = &panel[..width * deep];
                         // In the cache from the first panel on.
-                        let ahead = first == column && (in_place || !a.transposed);
-                        let last = from + a.columns == inner;
-                        let target = output.target(rows.clone(), columns.clone(), from == 0, last);
-                        tiles::<F, S, N>(simd, a, &panel[..width * a.columns], ahead, target);
+                        let rows_ahead = first == column;
+                        let last = k + deep == inner;
+                        let target = output.target(rows.clone(), columns.clone(), k == 0, last);
+                        tiles::<F, S, N>(simd, part, panel, (rows_ahead, &mut ahead), target);
                         if last {
                             output.finish(simd, rows.clone(), columns);
                         }
@@ -332,14 +356,14 @@ fn tiles<F: Float, S: Simd, const N: usize>(
     simd: S,
     a: Matrix<'_, F>,
     panel: &[F],
-    ahead: bool,
+    (rows_ahead, ahead): (bool, &mut [Ahead<'_, F>; 2]),
     target: Target<'_, F>,
 ) {
     match target.valid.div_ceil(F::lanes::<S>()) {
-        1 => simd.vectorize(Tiles::<F, 1> { a, panel, ahead, target }),
-        2 => simd.vectorize(Tiles::<F, 2> { a, panel, ahead, target }),
-        3 if N == 4 => simd.vectorize(Tiles::<F, 3> { a, panel, ahead, target }),
-        4 if N == 4 => simd.vectorize(Tiles::<F, 4> { a, panel, ahead, target }),
+        1 => simd.vectorize(Tiles::<F, 1> { a, panel, rows_ahead, ahead, target }),
+        2 => simd.vectorize(Tiles::<F, 2> { a, panel, rows_ahead, ahead, target }),
+        3 if N == 4 => simd.vectorize(Tiles::<F, 3> { a, panel, rows_ahead, ahead, target }),
+        4 if N == 4 => simd.vectorize(Tiles::<F, 4> { a, panel, rows_ahead, ahead, target }),
         more => unreachable!("a panel of {more} vectors"),
     }
 }

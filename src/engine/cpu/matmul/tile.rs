@@ -5,7 +5,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::{Matrix, Start, STEP, TILE};
-use crate::engine::cpu::fetch;
+use crate::engine::cpu::{fetch, LANES};
 use crate::engine::Float;
 
 /// Columns of `C` that a panel gives.
@@ -22,16 +22,60 @@ pub(super) struct Target<'a, F> {
     pub valid: usize,
 }
 
+/// Lines of a matrix that are fetched one after the other, evenly over some work.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead<'a, F> {
+    rows: &'a [F],
+    stride: usize,
+    width: usize,
+    /// Of the next line, in the first of the rows.
+    column: usize,
+    /// Lines for every [`STEP`] inner indices of a tile.
+    pace: usize,
+}
+
+impl<'a, F> Ahead<'a, F> {
+    pub const NOTHING: Self = Self { rows: &[], stride: 1, width: 0, column: 0, pace: 0 };
+
+    /// A matrix, while tiles go through some inner indices in all.
+    pub fn new(matrix: Matrix<'a, F>, inner_indices: usize) -> Self {
+        let Matrix { values: rows, stride, .. } = matrix;
+        let [count, width] = match matrix.transposed {
+            true => [matrix.columns, matrix.rows],
+            false => [matrix.rows, matrix.columns],
+        };
+        let rows = &rows[..rows.len().min(count * stride)];
+        let pace = (count * width.div_ceil(LANES)).div_ceil((inner_indices / STEP).max(1));
+        Self { rows, stride, width, column: 0, pace }
+    }
+
+    #[inline(always)]
+    fn step(&mut self) {
+        for _ in 0..self.pace {
+            if let Some(value) = self.rows.get(self.column) {
+                fetch::line(value);
+            }
+            self.column += LANES;
+            if self.column >= self.width {
+                self.column = 0;
+                self.rows = self.rows.get(self.stride..).unwrap_or_default();
+            }
+        }
+    }
+}
+
 /// `A` times a panel of `N` vectors. A function of its own, so that its loops get all registers.
-pub(super) struct Tiles<'a, F, const N: usize> {
+pub(super) struct Tiles<'a, 'b, F, const N: usize> {
     pub a: Matrix<'a, F>,
     pub panel: &'a [F],
-    /// Whether the rows of `A` that follow each tile are fetched meanwhile.
-    pub ahead: bool,
+    /// Whether the rows of `A` that follow each tile are fetched meanwhile, where they lie as such.
+    pub rows_ahead: bool,
+    /// What is fetched meanwhile, where `A` lies column by column.
+    pub ahead: &'a mut [Ahead<'b, F>; 2],
     pub target: Target<'a, F>,
 }
 
-impl<F: Float, const N: usize> WithSimd for Tiles<'_, F, N> {
+impl<F: Float, const N: usize> WithSimd for Tiles<'_, '_, F, N> {
     type Output = ();
 
     #[inline(always)]
@@ -55,7 +99,7 @@ impl<F: Float, const N: usize> WithSimd for Tiles<'_, F, N> {
     }
 }
 
-impl<F: Float, const N: usize> Tiles<'_, F, N> {
+impl<F: Float, const N: usize> Tiles<'_, '_, F, N> {
     /// A tile of `M` rows from `top`.
     #[inline(always)]
     fn tile<S: Simd, const M: usize>(&mut self, simd: S, top: usize) {
@@ -85,7 +129,7 @@ impl<F: Float, const N: usize> Tiles<'_, F, N> {
             steps[i] = rows[i].as_chunks().0;
         }
         let count = deep / STEP;
-        let follows = match self.ahead {
+        let follows = match self.rows_ahead {
             true => self.a.values.get((top + M) * self.a.stride..).unwrap_or_default(),
             false => &[],
         };
@@ -124,25 +168,34 @@ impl<F: Float, const N: usize> Tiles<'_, F, N> {
     /// The same, where `A` lies column by column.
     #[inline(always)]
     fn column_sums<S: Simd, const M: usize>(
-        &self,
+        &mut self,
         simd: S,
         top: usize,
         sums: &mut [[F::Lanes<S>; N]; M],
     ) {
         let stride = self.a.stride;
         let values = &self.a.values[top..];
-        let follows = match self.ahead {
-            // The next line of each column: tiles share lines.
-            true => values.get(STEP..).unwrap_or_default(),
-            false => &[],
-        };
         let panel = F::as_lanes::<S>(self.panel).as_chunks::<N>().0;
         let mut local = *sums;
-        for (k, panel) in panel[..self.a.columns].iter().enumerate() {
-            if let Some(value) = follows.get(k * stride) {
-                fetch::line(value);
+        let (panels, rest) = panel[..self.a.columns].as_chunks::<STEP>();
+        let count = panels.len();
+        for (step, panel) in panels.iter().enumerate() {
+            for ahead in &mut *self.ahead {
+                ahead.step();
             }
-            let column = &values[k * stride..][..M];
+            let values = &values[step * STEP * stride..];
+            for k in 0..STEP {
+                let column = &values[k * stride..][..M];
+                for i in 0..M {
+                    let value = F::splat(simd, column[i]);
+                    for n in 0..N {
+                        local[i][n] = F::fused_lanes(simd, value, panel[k][n], local[i][n]);
+                    }
+                }
+            }
+        }
+        for (k, panel) in rest.iter().enumerate() {
+            let column = &values[(count * STEP + k) * stride..][..M];
             for i in 0..M {
                 let value = F::splat(simd, column[i]);
                 for n in 0..N {
