@@ -22,6 +22,10 @@ const UNROLL: usize = 4;
 /// Tiles that share a panel while it is in the cache, at most.
 const TILES: usize = 4;
 
+/// Rows that are few; more go past the panels here only where these are long, for what a tile takes
+/// beside its sums is the same for each.
+pub(super) const FEW: usize = 112;
+
 /// Inner indices between a row of a panel that is read and one that is fetched, where a panel is
 /// read once. A single row goes past so fast that a processor fetches better itself.
 const AHEAD: usize = 128;
