@@ -230,9 +230,7 @@ impl<F: Float> Product<'_, F> {
                 simd.vectorize(Pack { b, width: widest, multiple: lanes, panels });
             }
             Right::Panels { values, rows, .. } => {
-                let width = widest;
-                let regroup = Regroup { values, rows, inner, columns, width, lanes, panels };
-                simd.vectorize(regroup);
+                simd.vectorize(Regroup { values, rows, inner, columns, width: widest, panels });
             }
         };
         // All of it may be a panel as it lies.

@@ -5,11 +5,11 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::{Matrix, ROWS, STEP};
-use crate::engine::cpu::padded;
+use crate::engine::cpu::{padded, LANES};
 use crate::engine::Float;
 
 /// Columns of a panel of weights that are packed once: a vector, or a few, on any machine.
-pub(in crate::engine::cpu) const PANEL: usize = 16;
+pub(in crate::engine::cpu) const PANEL: usize = LANES;
 
 /// All of `b` in panels: row after row of a panel. The last is padded with anything.
 pub(in crate::engine::cpu) struct Pack<'a, F> {
@@ -70,7 +70,6 @@ pub(super) struct Regroup<'a, 'b, F> {
     pub inner: Range<usize>,
     pub columns: Range<usize>,
     pub width: usize,
-    pub lanes: usize,
     pub panels: &'a mut [F],
 }
 
@@ -79,9 +78,9 @@ impl<F: Float> WithSimd for Regroup<'_, '_, F> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Self { values, rows, inner, columns, width: widest, lanes, panels } = self;
+        let Self { values, rows, inner, columns, width: widest, panels } = self;
         for first in columns.clone().step_by(widest) {
-            let width = widest.min(columns.end - first).next_multiple_of(lanes);
+            let width = widest.min(columns.end - first).next_multiple_of(F::lanes::<S>());
             let panel = &mut panels[(first - columns.start) * inner.len()..][..width * inner.len()];
             for part in (0..width).step_by(PANEL) {
                 let column = first + part;
