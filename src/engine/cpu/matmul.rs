@@ -20,7 +20,6 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use self::pack::Regroup;
 pub(super) use self::pack::{panels_len, Pack, PANEL};
 use self::tile::{Ahead, Target, Tiles};
 use super::gelu::Finish;
@@ -217,35 +216,24 @@ impl<F: Float> Product<'_, F> {
         assert!(stride >= columns, "rows of a product overlap");
         let mut output = Output { values: out, stride, start, bias, finish };
         let b = match b {
-            Right::Panels { values, .. } if a.rows <= packed::FEW || inner >= DEPTH => {
+            Right::Panels { values, .. } => {
                 let b = packed::Panels { values, inner, columns };
                 return packed::multiply(simd, a, b, output, scratch);
             }
-            b => b,
+            Right::Matrix(b) => b,
         };
         let (lanes, widest) = (F::lanes::<S>(), N * F::lanes::<S>());
-        let pack = |inner: Range<usize>, columns: Range<usize>, panels: &mut [F]| match b {
-            Right::Matrix(b) => {
-                let b = b.part(inner, columns);
-                simd.vectorize(Pack { b, width: widest, multiple: lanes, panels });
-            }
-            Right::Panels { values, rows, .. } => {
-                simd.vectorize(Regroup { values, rows, inner, columns, width: widest, panels });
-            }
+        let pack = |b, panels: &mut [F]| {
+            simd.vectorize(Pack { b, width: widest, multiple: lanes, panels });
         };
         // All of it may be a panel as it lies.
-        let whole = match b {
-            Right::Matrix(Matrix { values, stride, transposed: false, .. })
-                if stride == columns && columns <= widest && columns.is_multiple_of(lanes) =>
-            {
-                Some(values)
-            }
-            _ => None,
-        };
+        let is_panel = !b.transposed && b.stride == columns;
+        let whole =
+            (is_panel && columns <= widest && columns.is_multiple_of(lanes)).then_some(b.values);
         if output.is_plain() && a.rows <= ROWS && inner <= DEPTH && columns <= widest {
             // One panel, and one part of A: the rest would only take time.
             let panel = whole.unwrap_or_else(|| {
-                pack(0..inner, 0..columns, &mut *scratch);
+                pack(b, &mut *scratch);
                 &*scratch
             });
             let target = output.target(0..a.rows, 0..columns, true, true);
@@ -263,7 +251,7 @@ impl<F: Float> Product<'_, F> {
             for k in (0..inner).step_by(depth) {
                 let deep = depth.min(inner - k);
                 if whole.is_none() {
-                    pack(k..k + deep, column..end, &mut *block);
+                    pack(b.part(k..k + deep, column..end), &mut *block);
                 }
                 // The block of B that follows, and the rows of A that go past it first.
                 let next = match k + deep {
@@ -273,7 +261,7 @@ impl<F: Float> Product<'_, F> {
                 };
                 let all = deep * (end - column).div_ceil(widest) * a.rows.div_ceil(TILE);
                 let mut ahead = [Ahead::NOTHING; 2];
-                if let (Some((k, column, end)), Right::Matrix(b), true) = (next, b, a.transposed) {
+                if let (Some((k, column, end)), true) = (next, a.transposed) {
                     ahead[0] = Ahead::new(b.part(k..inner.min(k + depth), column..end), all);
                 }
                 for row in (0..a.rows).step_by(height) {

@@ -1,7 +1,5 @@
 //! Copies of factors in the order in which tiles read them.
 
-use std::ops::Range;
-
 use pulp::{Simd, WithSimd};
 
 use super::{Matrix, ROWS, STEP};
@@ -55,46 +53,6 @@ impl<F: Float> WithSimd for Pack<'_, F> {
                 }
                 if let Some(to) = to.get_mut(whole.len()) {
                     *to = F::partial_load(simd, &from[whole.len() * lanes..]);
-                }
-            }
-        }
-    }
-}
-
-/// A part of weights that were packed once, in panels of another width, as [`Pack`] makes them.
-pub(super) struct Regroup<'a, 'b, F> {
-    /// Panels of [`PANEL`] columns.
-    pub values: &'b [F],
-    /// All inner indices.
-    pub rows: usize,
-    pub inner: Range<usize>,
-    pub columns: Range<usize>,
-    pub width: usize,
-    pub panels: &'a mut [F],
-}
-
-impl<F: Float> WithSimd for Regroup<'_, '_, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let Self { values, rows, inner, columns, width: widest, panels } = self;
-        for first in columns.clone().step_by(widest) {
-            let width = widest.min(columns.end - first).next_multiple_of(F::lanes::<S>());
-            let panel = &mut panels[(first - columns.start) * inner.len()..][..width * inner.len()];
-            for part in (0..width).step_by(PANEL) {
-                let column = first + part;
-                let from = &values[column / PANEL * PANEL * rows + column % PANEL..];
-                for (k, to) in inner.clone().zip(panel.chunks_exact_mut(width)) {
-                    let (from, to) = (&from[k * PANEL..], &mut to[part..]);
-                    // A constant length is copied faster.
-                    match (from.first_chunk::<PANEL>(), to.first_chunk_mut::<PANEL>()) {
-                        (Some(from), Some(to)) => *to = *from,
-                        _ => {
-                            let len = to.len().min(PANEL);
-                            to[..len].copy_from_slice(&from[..len]);
-                        }
-                    }
                 }
             }
         }

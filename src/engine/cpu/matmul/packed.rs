@@ -3,7 +3,8 @@
 //! One sample has so few rows that reading the weights takes as long as multiplying them. A tile
 //! therefore has as many rows as registers have room for, and reads a panel of `B` once, in the
 //! order in which it lies, while the panel that follows is fetched at the same pace. The values
-//! of `A` are transposed, so that those for one inner index lie together.
+//! of `A` are transposed, so that those for one inner index lie together. Tiles of many rows take
+//! two vectors, so that a value of `A` is read for two sums.
 
 // Loops that count up to a constant, so that they are unrolled and arrays stay in registers.
 #![allow(clippy::needless_range_loop)]
@@ -20,11 +21,10 @@ use crate::engine::Float;
 const UNROLL: usize = 4;
 
 /// Tiles that share a panel while it is in the cache, at most.
-const TILES: usize = 4;
+const TILES: usize = 5;
 
-/// Rows that are few; more go past the panels here only where these are long, for what a tile takes
-/// beside its sums is the same for each.
-pub(super) const FEW: usize = 112;
+/// Rows that are few: what is read of panels counts for more than what is read of `A`.
+const FEW: usize = 64;
 
 /// Inner indices between a row of a panel that is read and one that is fetched, where a panel is
 /// read once. A single row goes past so fast that a processor fetches better itself.
@@ -66,16 +66,18 @@ impl Tiling {
         }
     }
 
-    /// Most rows of a tile.
-    fn most<F: Float, S: Simd>() -> usize {
-        match Self::vectors::<S>() * F::lanes::<S>() / PANEL {
+    /// Most rows of a tile where there are that many rows in all.
+    fn most<F: Float, S: Simd>(rows: usize) -> usize {
+        let narrowest = if rows > FEW { 2 } else { 1 };
+        match Self::vectors::<S>() / (PANEL / F::lanes::<S>()).max(narrowest) {
             0 | 1 => 1,
             more => more / 2 * 2,
         }
     }
 
-    fn new<F: Float, S: Simd>(rows: usize) -> Self {
-        let height = equal_parts(rows, Self::most::<F, S>());
+    /// Divides some rows into tiles of at most so many.
+    fn new<F: Float, S: Simd>(rows: usize, most: usize) -> Self {
+        let height = equal_parts(rows, most);
         // Each height is a function of its own, so there are no odd ones.
         let height = if height > 1 { height.next_multiple_of(2) } else { 1 };
         let tiles = rows.div_ceil(height);
@@ -100,10 +102,11 @@ pub(super) fn multiply<F: Float, S: Simd>(
     scratch: &mut [F],
 ) {
     assert!(!a.transposed, "rows of activations lie as such");
-    let block = equal_parts(a.rows, TILES * Tiling::most::<F, S>());
+    let most = Tiling::most::<F, S>(a.rows);
+    let block = equal_parts(a.rows, TILES * most);
     for top in (0..a.rows).step_by(block) {
         let rows = block.min(a.rows - top);
-        let tiling = Tiling::new::<F, S>(rows);
+        let tiling = Tiling::new::<F, S>(rows, most);
         let depth = SCRATCH / (tiling.tiles * tiling.width);
         for from in (0..b.inner).step_by(depth) {
             let inner = from..b.inner.min(from + depth);
@@ -127,6 +130,8 @@ pub(super) fn multiply<F: Float, S: Simd>(
                     Tiling { tiles: 1, group: 1, .. } => b.at(first, from + AHEAD),
                     _ => b.at(columns.end, from),
                 };
+                // Each tile has a part fetched, each inner index a line or none.
+                let parts = 1 << tiling.tiles.min(UNROLL).ilog2();
                 for tile in 0..tiling.tiles {
                     let row = tile * tiling.height;
                     let rows = top + row..top + rows.min(row + tiling.height);
@@ -137,9 +142,9 @@ pub(super) fn multiply<F: Float, S: Simd>(
                         deep: inner.len(),
                         panels: b.at(first, from),
                         across: b.inner * PANEL,
-                        ahead,
+                        ahead: if tile < parts { ahead } else { &[] },
                         part: tile,
-                        parts: 1 << tiling.tiles.ilog2(),
+                        parts,
                         rows: rows.len(),
                         target,
                     };
