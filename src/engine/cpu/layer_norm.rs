@@ -8,6 +8,9 @@
 //! # Source
 //! Ba et al. 2016, arXiv:1607.06450; `torch.nn.LayerNorm`.
 
+// Loops that count up to a constant, so that they are unrolled and arrays stay in registers.
+#![allow(clippy::needless_range_loop)]
+
 use pulp::{Simd, WithSimd};
 
 use super::{sum_lanes, LANES};
@@ -15,6 +18,9 @@ use crate::engine::{Float, Write};
 
 /// Added to the variance.
 const EPSILON: f64 = 1e-5;
+
+/// Rows that are treated at once: the sums of one need not wait for those of another.
+const ROWS: usize = 4;
 
 /// `y`, and in `stats` the mean and `r` of every row.
 pub(super) struct Forward<'a, F> {
@@ -29,43 +35,102 @@ impl<F: Float> WithSimd for Forward<'_, F> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let width = self.scale.len();
-        let rows = self.x.chunks_exact(width).zip(self.y.chunks_exact_mut(width));
-        for ((x, y), stats) in rows.zip(self.stats.as_chunks_mut::<2>().0) {
-            *stats = row_stats::<F, S>(x);
-            normalise::<F, S>(*stats, x, self.scale, self.shift, y);
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { scale, shift, x, y, stats } = self;
+        let width = scale.len();
+        let (stats, _) = stats.as_chunks_mut::<2>();
+        let rows = x.chunks(ROWS * width).zip(y.chunks_mut(ROWS * width));
+        for ((x, y), stats) in rows.zip(stats.chunks_mut(ROWS)) {
+            if stats.len() == ROWS {
+                row_stats::<F, S, ROWS>(simd, width, x, stats);
+            } else {
+                for (x, stats) in x.chunks_exact(width).zip(stats.chunks_exact_mut(1)) {
+                    row_stats::<F, S, 1>(simd, width, x, stats);
+                }
+            }
+            for ((x, y), &stats) in
+                x.chunks_exact(width).zip(y.chunks_exact_mut(width)).zip(&*stats)
+            {
+                normalise::<F, S>(simd, stats, x, scale, shift, y);
+            }
         }
     }
 }
 
+/// Means and `r` of `N` rows.
 #[inline(always)]
-fn row_stats<F: Float, S: Simd>(x: &[F]) -> [F; 2] {
-    let inverse_width = F::from_f64(1.0 / x.len() as f64);
-    let (lanes, rest) = x.as_chunks::<LANES>();
-    let mut sums = [F::zero(); LANES];
-    for x in lanes {
-        for i in 0..LANES {
-            sums[i] += x[i];
+fn row_stats<F: Float, S: Simd, const N: usize>(
+    simd: S,
+    width: usize,
+    x: &[F],
+    stats: &mut [[F; 2]],
+) {
+    let inverse_width = F::from_f64(1.0 / width as f64);
+    let lanes = F::lanes::<S>();
+    let count = width / lanes;
+    let (mut rows, mut rests) = ([&F::as_lanes::<S>(x)[..0]; N], [&x[..0]; N]);
+    for r in 0..N {
+        let row = &x[r * width..][..width];
+        (rows[r], rests[r]) = (&F::as_lanes::<S>(row)[..count], &row[count * lanes..]);
+    }
+    let zero = F::splat(simd, F::zero());
+    let mut sums = [zero; N];
+    for c in 0..count {
+        for r in 0..N {
+            sums[r] = F::add_lanes(simd, sums[r], rows[r][c]);
         }
     }
-    let mean = (sum_lanes(sums) + rest.iter().copied().sum::<F>()) * inverse_width;
-    let mut squares = [F::zero(); LANES];
-    for x in lanes {
-        for i in 0..LANES {
-            let d = x[i] - mean;
-            squares[i] = d.fused::<S>(d, squares[i]);
+    let (mut means, mut minus) = ([F::zero(); N], sums);
+    for r in 0..N {
+        let rest: F = rests[r].iter().copied().sum();
+        means[r] = (sum::<F, S>(sums[r]) + rest) * inverse_width;
+        minus[r] = F::splat(simd, -means[r]);
+    }
+    let mut squares = [zero; N];
+    for c in 0..count {
+        for r in 0..N {
+            let d = F::add_lanes(simd, rows[r][c], minus[r]);
+            squares[r] = F::fused_lanes(simd, d, d, squares[r]);
         }
     }
-    let rest: F = rest.iter().map(|&x| (x - mean) * (x - mean)).sum();
-    let variance = (sum_lanes(squares) + rest) * inverse_width;
-    [mean, (variance + F::from_f64(EPSILON)).sqrt().recip()]
+    for r in 0..N {
+        let mean = means[r];
+        let rest: F = rests[r].iter().map(|&x| (x - mean) * (x - mean)).sum();
+        let variance = (sum::<F, S>(squares[r]) + rest) * inverse_width;
+        stats[r] = [mean, (variance + F::from_f64(EPSILON)).sqrt().recip()];
+    }
 }
 
 #[inline(always)]
-fn normalise<F: Float, S: Simd>([mean, r]: [F; 2], x: &[F], scale: &[F], shift: &[F], y: &mut [F]) {
-    for (((y, &x), &scale), &shift) in y.iter_mut().zip(x).zip(scale).zip(shift) {
-        *y = ((x - mean) * r).fused::<S>(scale, shift);
+fn sum<F: Float, S: Simd>(lanes: F::Lanes<S>) -> F {
+    let mut all = [F::zero(); LANES];
+    F::as_mut_lanes::<S>(&mut all)[0] = lanes;
+    sum_lanes(all)
+}
+
+#[inline(always)]
+fn normalise<F: Float, S: Simd>(
+    simd: S,
+    [mean, r]: [F; 2],
+    x: &[F],
+    scale: &[F],
+    shift: &[F],
+    y: &mut [F],
+) {
+    let from = x.len() / F::lanes::<S>();
+    let (minus, factor, zero) =
+        (F::splat(simd, -mean), F::splat(simd, r), F::splat(simd, F::zero()));
+    let lanes = F::as_mut_lanes::<S>(y)
+        .iter_mut()
+        .zip(F::as_lanes::<S>(x))
+        .zip(F::as_lanes::<S>(scale))
+        .zip(F::as_lanes::<S>(shift));
+    for (((y, &x), &scale), &shift) in lanes {
+        let normal = F::fused_lanes(simd, F::add_lanes(simd, x, minus), factor, zero);
+        *y = F::fused_lanes(simd, normal, scale, shift);
+    }
+    for c in from * F::lanes::<S>()..x.len() {
+        y[c] = ((x[c] - mean) * r).fused::<S>(scale[c], shift[c]);
     }
 }
 

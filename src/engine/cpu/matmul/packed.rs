@@ -1,10 +1,10 @@
 //! Products with weights that were packed once.
 //!
-//! One sample has so few rows that reading the weights takes as long as multiplying them. A tile
-//! therefore has as many rows as registers have room for, and reads a panel of `B` once, in the
-//! order in which it lies, while the panel that follows is fetched at the same pace. The values
-//! of `A` are transposed, so that those for one inner index lie together. Tiles of many rows take
-//! two vectors, so that a value of `A` is read for two sums.
+//! One sample has so few rows that reading the weights takes as long as multiplying them. Tiles
+//! therefore have as many rows as registers have room for, mostly of two vectors, so that a value
+//! of `A` is read for two sums; the tiles of some rows read two panels of `B` in the order in which
+//! they lie, while the panels that follow are fetched at the same pace. The values of `A` are
+//! transposed, so that those for one inner index lie together.
 
 // Loops that count up to a constant, so that they are unrolled and arrays stay in registers.
 #![allow(clippy::needless_range_loop)]
@@ -23,8 +23,11 @@ const UNROLL: usize = 4;
 /// Tiles that share a panel while it is in the cache, at most.
 const TILES: usize = 5;
 
-/// Rows that are few: what is read of panels counts for more than what is read of `A`.
+/// Rows that are few: more than two tiles of two vectors read panels too often for them.
 const FEW: usize = 64;
+
+/// Most inner indices of panels that tiles share.
+const DEPTH: usize = 1536;
 
 /// Inner indices between a row of a panel that is read and one that is fetched, where a panel is
 /// read once. A single row goes past so fast that a processor fetches better itself.
@@ -57,35 +60,34 @@ struct Tiling {
 }
 
 impl Tiling {
-    /// Most vectors of a tile: a row of a panel and a value of `A` need registers, too.
-    fn vectors<S: Simd>() -> usize {
-        if S::REGISTER_COUNT >= 32 {
-            28
-        } else {
-            12
-        }
+    /// Most rows of a tile of some vectors: a row of the panels and a value of `A` need registers,
+    /// too.
+    fn highest<S: Simd>(vectors: usize) -> usize {
+        ((S::REGISTER_COUNT - 1) / vectors).saturating_sub(1).max(1)
     }
 
     /// Most rows of a tile where there are that many rows in all.
     fn most<F: Float, S: Simd>(rows: usize) -> usize {
-        let narrowest = if rows > FEW { 2 } else { 1 };
-        match Self::vectors::<S>() / (PANEL / F::lanes::<S>()).max(narrowest) {
-            0 | 1 => 1,
-            more => more / 2 * 2,
+        let panel = PANEL / F::lanes::<S>();
+        let two = Self::highest::<S>(panel.max(2));
+        if rows <= 2 * two || rows > FEW {
+            two
+        } else {
+            Self::highest::<S>(panel)
         }
     }
 
     /// Divides some rows into tiles of at most so many.
     fn new<F: Float, S: Simd>(rows: usize, most: usize) -> Self {
         let height = equal_parts(rows, most);
-        // Each height is a function of its own, so there are no odd ones.
-        let height = if height > 1 { height.next_multiple_of(2) } else { 1 };
+        // Each height is a function of its own, so there are no odd ones beyond some.
+        let height = if height > 14 { height.next_multiple_of(2) } else { height };
         let tiles = rows.div_ceil(height);
         let width = if height > 1 { height.next_multiple_of(STEP) } else { 1 };
         let each = PANEL / F::lanes::<S>();
         // Where rows are few, there are registers for several panels.
         let mut group = 1;
-        while 2 * group * each <= 4 && 2 * group * each * height <= Self::vectors::<S>() {
+        while 2 * group * each <= 4 && height <= Self::highest::<S>(2 * group * each) {
             group *= 2;
         }
         Self { height, tiles, width, group }
@@ -107,7 +109,7 @@ pub(super) fn multiply<F: Float, S: Simd>(
     for top in (0..a.rows).step_by(block) {
         let rows = block.min(a.rows - top);
         let tiling = Tiling::new::<F, S>(rows, most);
-        let depth = SCRATCH / (tiling.tiles * tiling.width);
+        let depth = DEPTH.min(SCRATCH / (tiling.tiles * tiling.width));
         for from in (0..b.inner).step_by(depth) {
             let inner = from..b.inner.min(from + depth);
             let mut a = a.part(top..top + rows, inner.clone());
@@ -118,7 +120,7 @@ pub(super) fn multiply<F: Float, S: Simd>(
                     let len = tiling.width * a.columns;
                     columns_of_rows(simd, a, tiling.width, &mut scratch[tile * len..][..len]);
                 }
-                a.values = scratch;
+                a = Matrix { values: scratch, stride: tiling.width * a.columns, ..a };
             }
             let mut first = 0;
             while first < b.columns {
@@ -138,7 +140,7 @@ pub(super) fn multiply<F: Float, S: Simd>(
                     let is_last = inner.end == b.inner;
                     let target = output.target(rows.clone(), columns.clone(), from == 0, is_last);
                     let strip = Strip {
-                        a: &a.values[tile * tiling.width * inner.len()..],
+                        a: &a.values[tile * a.stride..],
                         deep: inner.len(),
                         panels: b.at(first, from),
                         across: b.inner * PANEL,
@@ -189,9 +191,9 @@ impl<F: Float> Strip<'_, F> {
             };
         }
         match panels * (PANEL / F::lanes::<S>()) {
-            1 => heights!(1: 1 2 4 6 8 10 12 14 16 18 20 22 24 26 28),
-            2 => heights!(2: 1 2 4 6 8 10 12 14),
-            4 => heights!(4: 1 2 4 6),
+            1 => heights!(1: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 16 18 20 22 24 26 28 30),
+            2 => heights!(2: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+            4 => heights!(4: 1 2 3 4 5 6),
             8 => heights!(8: 1 2),
             PANEL => heights!(16: 1),
             more => unreachable!("{more} vectors"),
