@@ -214,7 +214,7 @@ impl<F: Float> Product<'_, F> {
         let [inner, columns] = b.shape();
         assert_eq!(a.columns, inner, "inner lengths of a product");
         assert!(stride >= columns, "rows of a product overlap");
-        let mut output = Output { values: out, stride, start, bias, finish };
+        let mut output = Output { values: out, stride, is_far: true, start, bias, finish };
         let b = match b {
             Right::Panels { values, .. } => {
                 let b = packed::Panels { values, inner, columns };
@@ -236,6 +236,7 @@ impl<F: Float> Product<'_, F> {
                 pack(b, &mut *scratch);
                 &*scratch
             });
+            output.is_far = false;
             let target = output.target(0..a.rows, 0..columns, true, true);
             let nothing = &mut [Ahead::NOTHING; 2];
             return tiles::<F, S, N>(simd, a, panel, (false, nothing), target);
@@ -311,6 +312,8 @@ struct Output<'a, F> {
     /// Rows that begin every `stride` values.
     values: &'a mut [F],
     stride: usize,
+    /// Whether it may not be in the cache.
+    is_far: bool,
     start: Start<'a, F>,
     bias: Option<&'a [F]>,
     finish: Finish<'a, F>,
@@ -335,6 +338,7 @@ impl<F: Float> Output<'_, F> {
         Target {
             out: &mut self.values[place..],
             stride: self.stride,
+            is_far: self.is_far,
             start: if is_first { self.start.at(place) } else { Start::Output },
             bias: self.bias.filter(|_| is_first).map(|bias| &bias[columns.clone()]),
             beside: beside.get(place..).unwrap_or_default(),

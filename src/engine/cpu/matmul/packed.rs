@@ -104,6 +104,8 @@ pub(super) fn multiply<F: Float, S: Simd>(
     scratch: &mut [F],
 ) {
     assert!(!a.transposed, "rows of activations lie as such");
+    // The output of few rows stays in the cache.
+    output.is_far = a.rows > FEW;
     let most = Tiling::most::<F, S>(a.rows);
     let block = equal_parts(a.rows, TILES * most);
     for top in (0..a.rows).step_by(block) {

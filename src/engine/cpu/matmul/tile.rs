@@ -12,6 +12,8 @@ use crate::engine::Float;
 pub(super) struct Target<'a, F> {
     pub out: &'a mut [F],
     pub stride: usize,
+    /// Whether it may not be in the cache.
+    pub is_far: bool,
     pub start: Start<'a, F>,
     pub bias: Option<&'a [F]>,
     /// What is read or written in the same places afterwards; may be empty.
@@ -208,9 +210,12 @@ impl<F: Float, const N: usize> Tiles<'_, '_, F, N> {
 }
 
 impl<F> Target<'_, F> {
-    /// Has some rows fetched, and what is beside them.
+    /// Has some rows fetched, and what is beside them, where they are far.
     #[inline(always)]
     pub(super) fn fetch(&self, rows: Range<usize>) {
+        if !self.is_far {
+            return;
+        }
         for row in rows {
             let place = row * self.stride + self.first;
             fetch::row(&self.out[place..][..self.valid]);
