@@ -21,6 +21,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 pub(super) use self::pack::{panels_len, Pack, PANEL};
+pub(super) use self::packed::PackedMatrix;
 use self::tile::{Ahead, Target, Tiles};
 use super::gelu::Finish;
 use super::simd;
@@ -121,9 +122,8 @@ impl<'a, F> Matrix<'a, F> {
 pub(super) enum Right<'a, F> {
     /// Copied into panels, block by block.
     Matrix(Matrix<'a, F>),
-    /// All of it is in panels of [`PANEL`] columns, made by [`Pack`]. What follows them is fetched
-    /// with the last.
-    Panels { values: &'a [F], rows: usize, columns: usize },
+    /// All of it is in panels. What follows them is fetched with the last.
+    Panels(PackedMatrix<'a, F>),
 }
 
 impl<'a, F> From<Matrix<'a, F>> for Right<'a, F> {
@@ -135,9 +135,8 @@ impl<'a, F> From<Matrix<'a, F>> for Right<'a, F> {
 impl<F> Right<'_, F> {
     fn shape(&self) -> [usize; 2] {
         match *self {
-            Self::Matrix(Matrix { rows, columns, .. }) | Self::Panels { rows, columns, .. } => {
-                [rows, columns]
-            }
+            Self::Matrix(Matrix { rows, columns, .. })
+            | Self::Panels(PackedMatrix { rows, columns, .. }) => [rows, columns],
         }
     }
 }
@@ -216,10 +215,7 @@ impl<F: Float> Product<'_, F> {
         assert!(stride >= columns, "rows of a product overlap");
         let mut output = Output { values: out, stride, is_far: true, start, bias, finish };
         let b = match b {
-            Right::Panels { values, .. } => {
-                let b = packed::Panels { values, inner, columns };
-                return packed::multiply(simd, a, b, output, scratch);
-            }
+            Right::Panels(b) => return packed::multiply(simd, a, b, output, scratch),
             Right::Matrix(b) => b,
         };
         let (lanes, widest) = (F::lanes::<S>(), N * F::lanes::<S>());
@@ -449,7 +445,7 @@ mod tests {
                 let right = matrix(&b, b_by_columns, inner, columns);
                 let mut values = vec![F::nan(); panels_len(inner, columns)];
                 simd(Pack { b: right, width: PANEL, multiple: PANEL, panels: &mut values });
-                let panels = Right::Panels { values: &values, rows: inner, columns };
+                let panels = PackedMatrix { values: &values, rows: inner, columns };
                 let mut out = Vec::new();
                 let mut product = |b| {
                     out.clone_from(&start);
@@ -467,7 +463,11 @@ mod tests {
                 };
                 let out = product(right.into());
                 if !by_columns {
-                    assert_eq!(out, product(panels), "{rows} {inner} {columns} from panels");
+                    assert_eq!(
+                        out,
+                        product(Right::Panels(panels)),
+                        "{rows} {inner} {columns} from panels"
+                    );
                 }
                 for (i, &found) in out.iter().enumerate() {
                     let (r, c) = (i / columns, i % columns);

@@ -29,7 +29,7 @@ pub(crate) use packed::{PackedParameters, Panels};
 use std::ops::Range;
 
 use self::gelu::Finish;
-use self::matmul::{Matrix, Product, Start};
+use self::matmul::{Matrix, Product, Right, Start};
 use super::{
     zeros, AttentionShape, EdgeShape, EdgeSlots, EngineError, Float, LayerNorm, Linear, Ops, Slot,
     Write,
@@ -202,7 +202,7 @@ fn affine<'a, F: Float>(
 ) {
     let &Linear { inputs, outputs, .. } = layer;
     let b = match panels {
-        Some(panels) => panels.of(parameters, layer),
+        Some(panels) => Right::Panels(panels.of(parameters, layer)),
         None => weight(parameters, layer).transposed().into(),
     };
     let bias = layer.bias.map(|bias| &parameters[bias..bias + outputs]);

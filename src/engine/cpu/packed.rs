@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::matmul::{panels_len, Pack, Right, PANEL};
+use super::matmul::{panels_len, Pack, PackedMatrix, PANEL};
 use super::{simd, weight, AlignedBuffer, LANES};
 use crate::engine::{EngineError, Float, Linear};
 
@@ -20,10 +20,10 @@ pub(crate) struct Panels(HashMap<usize, usize>);
 impl Panels {
     /// The panels of the transposed weight of a layer, `[inputs, outputs]`, with all that follows
     /// them: mostly the next layer's.
-    pub(super) fn of<'a, F>(&self, parameters: &'a [F], layer: &Linear) -> Right<'a, F> {
+    pub(super) fn of<'a, F>(&self, parameters: &'a [F], layer: &Linear) -> PackedMatrix<'a, F> {
         let &Linear { weight, inputs, outputs, .. } = layer;
         let values = &parameters[self.0[&weight]..];
-        Right::Panels { values, rows: inputs, columns: outputs }
+        PackedMatrix { values, rows: inputs, columns: outputs }
     }
 }
 

@@ -33,18 +33,19 @@ const DEPTH: usize = 1536;
 /// read once. A single row goes past so fast that a processor fetches better itself.
 const AHEAD: usize = 128;
 
-/// A `B` in panels, with all that follows it.
+/// A matrix in panels of [`PANEL`] columns, made by [`Pack`](super::Pack), with all that follows
+/// it.
 #[derive(Clone, Copy)]
-pub(super) struct Panels<'a, F> {
+pub(in crate::engine::cpu) struct PackedMatrix<'a, F> {
     pub values: &'a [F],
-    pub inner: usize,
+    pub rows: usize,
     pub columns: usize,
 }
 
-impl<'a, F> Panels<'a, F> {
+impl<'a, F> PackedMatrix<'a, F> {
     /// The panel of a column, from an inner index on.
     fn at(self, column: usize, from: usize) -> &'a [F] {
-        self.values.get(column * self.inner + from * PANEL..).unwrap_or_default()
+        self.values.get(column * self.rows + from * PANEL..).unwrap_or_default()
     }
 }
 
@@ -99,7 +100,7 @@ impl Tiling {
 pub(super) fn multiply<F: Float, S: Simd>(
     simd: S,
     a: Matrix<'_, F>,
-    b: Panels<'_, F>,
+    b: PackedMatrix<'_, F>,
     mut output: Output<'_, F>,
     scratch: &mut [F],
 ) {
@@ -112,8 +113,8 @@ pub(super) fn multiply<F: Float, S: Simd>(
         let rows = block.min(a.rows - top);
         let tiling = Tiling::new::<F, S>(rows, most);
         let depth = DEPTH.min(SCRATCH / (tiling.tiles * tiling.width));
-        for from in (0..b.inner).step_by(depth) {
-            let inner = from..b.inner.min(from + depth);
+        for from in (0..b.rows).step_by(depth) {
+            let inner = from..b.rows.min(from + depth);
             let mut a = a.part(top..top + rows, inner.clone());
             if tiling.height > 1 {
                 for tile in 0..tiling.tiles {
@@ -139,13 +140,13 @@ pub(super) fn multiply<F: Float, S: Simd>(
                 for tile in 0..tiling.tiles {
                     let row = tile * tiling.height;
                     let rows = top + row..top + rows.min(row + tiling.height);
-                    let is_last = inner.end == b.inner;
+                    let is_last = inner.end == b.rows;
                     let target = output.target(rows.clone(), columns.clone(), from == 0, is_last);
                     let strip = Strip {
                         a: &a.values[tile * a.stride..],
                         deep: inner.len(),
                         panels: b.at(first, from),
-                        across: b.inner * PANEL,
+                        across: b.rows * PANEL,
                         ahead: if tile < parts { ahead } else { &[] },
                         part: tile,
                         parts,
